@@ -1,0 +1,35 @@
+"""Coterie: run, build, train, shrink and compose mixtures of experts.
+
+Names are loaded when first touched, so that ``import coterie`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["RouteContext", "RoutePlan", "Routing", "__version__", "load", "verify"]
+
+if TYPE_CHECKING:
+    from coterie.jobs.load import load
+    from coterie.jobs.verify import verify
+    from coterie.routing import RouteContext, RoutePlan, Routing
+
+_HOME = {
+    "RouteContext": "coterie.routing",
+    "RoutePlan": "coterie.routing",
+    "Routing": "coterie.routing",
+    "load": "coterie.jobs.load",
+    "verify": "coterie.jobs.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'coterie' has no attribute {name!r}; it has: {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
