@@ -1,0 +1,71 @@
+"""What a verb tells while it works and when it is done, on stderr."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from coterie.units import format_bytes
+
+if TYPE_CHECKING:
+    from coterie.jobs.load import Residence
+    from coterie.serve import Generation
+
+
+class Progress:
+    """A spinner on a terminal, plain lines elsewhere, nothing when ``quiet``. Use it as a context manager."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._status: Any = None
+
+    def __enter__(self) -> Progress:
+        if not self._quiet and sys.stderr.isatty():
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status("Opening")
+            self._status.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def say(self, text: str) -> None:
+        """Show what is being done now."""
+        if self._status is not None:
+            self._status.update(text)
+
+    def training(self, step: int, steps: int, loss: float) -> None:
+        """Show how far the pocket model's training is; a line at every tenth where there is no terminal."""
+        text = f"Training the pocket model, once: step {step} of {steps}, loss {loss:.2f}"
+        if self._status is not None:
+            self._status.update(text)
+        elif not self._quiet and step % max(1, steps // 10) == 0:
+            print(text, file=sys.stderr, flush=True)
+
+
+def status_line(generation: Generation, residence: Residence) -> str:
+    """One line: speed, hit rate, what is resident of what there is, what was read."""
+    stats, budget = residence.stats(), residence.budget
+    return " · ".join(
+        [
+            f"{generation.new_tokens} tokens",
+            f"{generation.tokens_per_second:.1f} tokens/s",
+            f"first after {generation.first_token_seconds:.2f} s",
+            f"hits {stats.hit_rate:.0%}",
+            f"experts {format_bytes(residence.resident_bytes)} of {format_bytes(budget.expert_bytes)} resident",
+            f"read {format_bytes(stats.bytes_read)}",
+            f"memory {format_bytes(budget.used)} of {format_bytes(budget.total)}"
+            f" (+ {format_bytes(residence.libraries)} interpreter and libraries)",
+        ]
+    )
+
+
+def as_record(generation: Generation, residence: Residence) -> dict[str, Any]:
+    """The same and more, for machines."""
+    from dataclasses import asdict
+
+    numbers = asdict(generation) | {"tokens_per_second": generation.tokens_per_second}
+    return numbers | {"memory": residence.budget.as_record(), "store": residence.stats().as_record()}

@@ -1,0 +1,120 @@
+"""`coterie run`: text from a checkpoint, in the memory given."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coterie.cli.shell import one_sentence
+
+if TYPE_CHECKING:
+    from coterie.models.prompts import Prompts
+    from coterie.serve import Engine, Sampling
+
+Model = Annotated[str, typer.Argument(help="A checkpoint directory, a hub name, or [bold]pocket[/bold].")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory", "-m", metavar="SIZE",
+        help="Bound on weights, experts, KV cache and workspace, such as 6GiB. Default: what the machine has free.",
+    ),
+]  # fmt: skip
+Policy = Annotated[str, typer.Option(help="Which expert leaves when room is needed: stale-first, lru or lfu. Exact.")]
+Prefetch = Annotated[
+    str, typer.Option(help="Guess the experts of later layers: none, previous-step or next-gate. Exact.")
+]
+Readers = Annotated[int, typer.Option(min=1, max=64, help="Threads that read experts from disk.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub MODEL.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@one_sentence
+def run(
+    model: Model,
+    prompt: Annotated[str | None, typer.Argument(help="What to continue; - reads stdin; none opens a chat.")] = None,
+    memory: Memory = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Tokens to generate at most.")] = 256,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy. Default: the checkpoint's own choice.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from the smallest set with this probability.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from this many tokens.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the best one.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 discourages repeats.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be given often.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message, for models with a chat template.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out: plain continuation.")] = False,
+    context: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of prompt and answer to make room for. Default: what is needed.")
+    ] = None,
+    policy: Policy = "stale-first",
+    prefetch: Prefetch = "none",
+    readers: Readers = 1,
+    revision: Revision = None,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No status on stderr.")] = False,
+) -> None:
+    """Generate text from MODEL in the memory given, with the same bits as if it all fitted. [Exact.]"""
+    from coterie.cli.progress import Progress
+    from coterie.jobs.load import load
+    from coterie.jobs.locate import locate
+    from coterie.models.checkpoint import open_checkpoint
+    from coterie.models.prompts import Prompts
+    from coterie.serve import Engine, Sampling
+
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple(stop or ()))
+    text = _prompt_text(prompt)
+    progress = Progress(quiet or as_json)
+    with progress:
+        checkpoint = open_checkpoint(locate(model, revision, progress.training))
+        prompts = Prompts.of(checkpoint.path, checkpoint.context_length)
+        ids = None if text is None else prompts.encode(text, raw=raw, system=system)
+        progress.say(f"Loading {model}")
+        host = load(
+            checkpoint, memory, context=context or _needed(prompts, ids, max_new_tokens),
+            policy=policy, prefetch=prefetch, readers=readers,
+        )  # fmt: skip
+    engine = Engine(host, prompts)
+    if ids is None:
+        from coterie.cli.chat import chat
+
+        chat(engine, sampling, raw=raw, system=system, quiet=quiet)
+    else:
+        _answer(engine, ids, sampling, model=model, as_json=as_json, quiet=quiet)
+    host.coterie.close()
+
+
+def _prompt_text(prompt: str | None) -> str | None:
+    """The prompt, from the argument or from stdin; None asks for a chat."""
+    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
+        return sys.stdin.read()
+    return prompt
+
+
+def _needed(prompts: Prompts, ids: Any, max_new_tokens: int) -> int:
+    """Tokens a single answer takes, or a chat's usual room."""
+    if ids is None:
+        return min(prompts.context or 4096, 4096)
+    return int(ids.shape[1]) + prompts.room(ids, max_new_tokens)
+
+
+def _answer(engine: Engine, ids: Any, sampling: Sampling, *, model: str, as_json: bool, quiet: bool) -> None:
+    from coterie.cli.progress import as_record, status_line
+
+    generation = engine.generate(ids, sampling, None if as_json else _show)
+    residence = engine.model.coterie
+    if as_json:
+        typer.echo(json.dumps({"model": model, **as_record(generation, residence)}))
+        return
+    typer.echo()
+    if not quiet:
+        typer.echo(status_line(generation, residence), err=True)
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,57 @@
+"""Experts whose weights live in a store: computed from leases, one expert at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from coterie.errors import StoreError
+from coterie.experts.base import Experts
+from coterie.experts.ffn import expert_forward
+from coterie.experts.shape import FFNShape
+from coterie.ops.dispatch import dispatch, group_by_expert
+from coterie.routing import Routing
+from coterie.store.base import Store
+from coterie.store.blob import Key
+from coterie.store.predict import Predictor
+
+
+class StoreExperts(Experts):
+    """The experts of one site, read on demand. Holds no parameters.
+
+    Resident experts compute while missing ones are read. Rows are written to their place and summed in
+    ascending expert id afterwards, so the bits do not depend on which came first. Exact.
+
+    Args:
+        store: holds a blob for every ``Key(site, expert)``.
+        site: module path.
+        num_experts: E.
+        shape: of each expert.
+        predictor: guesses which experts come next; its guesses are hinted to the store.
+    """
+
+    def __init__(
+        self, store: Store, site: str, num_experts: int, shape: FFNShape, predictor: Predictor | None = None
+    ) -> None:
+        super().__init__()
+        self.store, self.site, self.num_experts, self.shape = store, site, num_experts, shape
+        self.predictor = predictor
+
+    def rows(self, x: Tensor, routing: Routing) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise StoreError(
+                "Experts in a store cannot be trained: their weights come and go. Run under torch.no_grad(), or "
+                "load the model with transformers and attach coterie.experts.FFN to train it."
+            )
+        sent = dispatch(x, routing)
+        rows = sent.new_empty(sent.shape)
+        hit = {Key(self.site, expert): positions for expert, positions in group_by_expert(routing).hit()}
+        with self.store.acquire(list(hit)) as lease:
+            if self.predictor is not None:
+                self.store.hint(self.predictor.after(self.site, list(hit), x))
+            for key, weights in lease:
+                rows[hit[key]] = expert_forward(sent[hit[key]], weights, self.shape)
+        return rows
+
+    def extra_repr(self) -> str:
+        return f"site={self.site!r}, num_experts={self.num_experts}, {self.shape}"
