@@ -17,9 +17,10 @@ from typing import Any
 
 from coterie.errors import CheckpointError
 
-# bits per element; F4 packs two values into a byte
+# bits per element; F4 packs two values into a byte, F6 four into three
 DTYPE_BITS: Mapping[str, int] = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32,
     "I64": 64, "U64": 64, "F64": 64, "C64": 64,
@@ -77,7 +78,7 @@ def _read_json(path: Path) -> tuple[dict[str, Any], int, int]:
                     f"{length}. Copy or download it again."
                 )
             header = json.loads(file.read(length))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Copy or download it again.") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is no safetensors file: its header is no table. Copy or download it again.")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,12 @@ class RoutePlan:
         return next((r.num_items for r in self.sites.values()), 0)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, under a temporary name first. Losses, carry and extra are not kept."""
+        """Write one safetensors file, under a temporary name first. Losses, carry and extra are not kept.
+
+        Raises:
+            RoutingError: the file cannot be written.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors = {f"items.{n}": t for n in _ITEM_FIELDS if (t := getattr(self, n)) is not None}
@@ -252,15 +258,20 @@ class RoutePlan:
         about = {"coterie": "RoutePlan", "version": "1", "model": self.model, "sites": json.dumps(shapes)}
         target = Path(path)
         part = target.with_name(target.name + ".part")
-        save_file({n: t.contiguous() for n, t in tensors.items()}, part, metadata=about)
-        part.replace(target)
+        try:
+            save_file(_apart(tensors), part, metadata=about)
+            part.replace(target)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                part.unlink()
+            raise RoutingError(f"{path} cannot be written: {error}.") from error
 
     @classmethod
     def load(cls, path: str | Path) -> RoutePlan:
         """Read back what `save` wrote.
 
         Raises:
-            RoutingError: the file is missing, no plan, or of a version this Coterie does not read.
+            RoutingError: the file is missing, damaged, no plan, or of a version this Coterie does not read.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -272,11 +283,11 @@ class RoutePlan:
             raise RoutingError(f"{path} cannot be read as a route plan: {error}.") from error
         if about.get("coterie") != "RoutePlan" or about.get("version") != "1":
             raise RoutingError(f"{path} is no route plan of version 1. Record one with coterie.models.trace.")
-        sites = {}
-        for site, entry in json.loads(about["sites"]).items():
-            fields: dict[str, Any] = {n: tensors.get(f"sites.{entry['key']}.{n}") for n in _SAVED_FIELDS}
-            sites[site] = Routing(num_items=entry["items"], num_experts=entry["experts"], **fields)
-        return cls(sites, model=about["model"], **{n: tensors.get(f"items.{n}") for n in _ITEM_FIELDS})
+        try:
+            sites = {site: _site(entry, tensors) for site, entry in json.loads(about["sites"]).items()}
+            return cls(sites, model=about["model"], **{n: tensors.get(f"items.{n}") for n in _ITEM_FIELDS})
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise RoutingError(f"{path} is damaged ({error!r}). Record the plan again.") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,6 +334,22 @@ class RouteContext:
 
 _ITEM_FIELDS = ("sequence", "position", "mask", "ids")
 _SAVED_FIELDS = ("item", "expert", "weight", "chosen", "logits", "probs")
+
+
+def _site(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Routing:
+    fields: dict[str, Any] = {n: tensors.get(f"sites.{entry['key']}.{n}") for n in _SAVED_FIELDS}
+    return Routing(num_items=entry["items"], num_experts=entry["experts"], **fields).check()
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each with memory of its own, which safetensors wants: sites may share a routing."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone(memory_format=torch.contiguous_format) if memory in seen else tensor.contiguous()
+        seen.add(memory)
+    return apart
 
 
 def _wide(weights: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ a bare number is bytes.
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from coterie.errors import BudgetError
 
@@ -14,7 +15,8 @@ _FACTORS = {"": 1, "b": 1}
 _FACTORS |= {f"{p}ib": 1024 ** (i + 1) for i, p in enumerate("kmgt")}
 _FACTORS |= {f"{p}b": 1000 ** (i + 1) for i, p in enumerate("kmgt")}
 _FACTORS |= {p: 1024 ** (i + 1) for i, p in enumerate("kmgt")}
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*")
+# eighteen digits are more than any memory; without a limit Python refuses the number with an error of its own
+_SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)\s*")
 
 
 def parse_bytes(text: str | int) -> int:
@@ -30,7 +32,7 @@ def parse_bytes(text: str | int) -> int:
         raise BudgetError(
             f"{text!r} is not a size. Write a number with a unit, such as 6GiB, 512MiB, 1.5GB, or plain bytes."
         )
-    return _positive(int(float(match[1]) * _FACTORS[match[2].lower()]), str(text))
+    return _positive(int(Fraction(match[1]) * _FACTORS[match[2].lower()]), str(text))
 
 
 def format_bytes(count: float) -> str:

@@ -68,4 +68,13 @@ def as_record(generation: Generation, residence: Residence) -> dict[str, Any]:
     from dataclasses import asdict
 
     numbers = asdict(generation) | {"tokens_per_second": generation.tokens_per_second}
-    return numbers | {"memory": residence.budget.as_record(), "store": residence.stats().as_record()}
+    return numbers | {"memory": residence.budget.as_record(), "store": store_record(residence)}
+
+
+def store_record(residence: Residence) -> dict[str, Any]:
+    """The store's counters and what follows from them."""
+    from dataclasses import asdict
+
+    stats = residence.stats()
+    derived = {"hit_rate": stats.hit_rate, "bytes_read": stats.bytes_read, "bandwidth": stats.bandwidth}
+    return asdict(stats) | derived | {"resident_bytes": residence.resident_bytes}

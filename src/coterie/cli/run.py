@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from coterie.models.prompts import Prompts
     from coterie.serve import Engine, Sampling
 
+STORE = "Where experts live (exact: changes the time, never the text)"
+SAMPLING = "Sampling"
+
 Model = Annotated[str, typer.Argument(help="A checkpoint directory, a hub name, or [bold]pocket[/bold].")]
 Memory = Annotated[
     str | None,
@@ -40,12 +43,20 @@ def run(
     temperature: Annotated[
         float | None, typer.Option(help="0 is greedy. Default: the checkpoint's own choice.")
     ] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the smallest set with this probability.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample from this many tokens.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the best one.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 discourages repeats.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be given often.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the smallest set with this probability.", rich_help_panel=SAMPLING)
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from this many tokens.", rich_help_panel=SAMPLING)] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Drop tokens below this share of the best one.", rich_help_panel=SAMPLING)
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1 discourages repeats.", rich_help_panel=SAMPLING)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", rich_help_panel=SAMPLING)] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Stop at this text; may be given often.", rich_help_panel=SAMPLING)
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System message, for models with a chat template.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out: plain continuation.")] = False,
     context: Annotated[

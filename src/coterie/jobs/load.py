@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,38 @@ from torch import nn
 from coterie.errors import OptionError, PromptError
 from coterie.jobs.budget import Budget, split_budget
 from coterie.jobs.locate import locate
-from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
+from coterie.models.checkpoint import Checkpoint, open_checkpoint
+from coterie.models.find import find_sites
 from coterie.models.footprint import footprint
 from coterie.models.language import load_host
-from coterie.store import Blob, DiskTier, Key, Store, StoreExperts, Tier
-from coterie.store.base import StoreStats
+from coterie.store import (
+    POLICIES,
+    PREDICTORS,
+    Blob,
+    Governor,
+    Key,
+    Predictor,
+    Prefetcher,
+    Store,
+    StoreExperts,
+    StoreStats,
+    Tier,
+)
 from coterie.store.machine import anonymous_memory
+from coterie.store.predict import NoPredictor
+
+# tokens of a prompt that are read at once, so that the workspace does not grow with the prompt
+PREFILL = 512
 
 
 @dataclass
 class Residence:
-    """Where a loaded model lives: ``model.coterie``. Reading is thread-safe; `close` ends the model's use."""
+    """Where a loaded model lives: ``model.coterie``. Reading is thread-safe; `close` ends the model's use.
+
+    Attributes:
+        libraries: bytes of the process that are not in the budget: interpreter, libraries, what was there before.
+        context, batch, prefill: tokens and sequences the budget made room for, and most tokens at once of each.
+    """
 
     checkpoint: Checkpoint
     budget: Budget
@@ -29,6 +51,7 @@ class Residence:
     libraries: int
     context: int
     batch: int
+    prefill: int
 
     def stats(self) -> StoreStats:
         """Hits, misses, bytes and seconds since loading or the last ``store.reset_stats()``."""
@@ -37,7 +60,7 @@ class Residence:
     @property
     def resident_bytes(self) -> int:
         """Bytes of experts in memory now."""
-        return self.store.resident * self.budget.slot_bytes
+        return self.store.resident * self.checkpoint.bytes_per_expert
 
     def describe(self) -> str:
         """The budget and the store's numbers, for people."""
@@ -54,6 +77,8 @@ def load(
     *,
     context: int | None = None,
     batch: int = 1,
+    prefill: int = PREFILL,
+    all_logits: bool = False,
     policy: str = "stale-first",
     prefetch: str = "none",
     readers: int = 1,
@@ -61,7 +86,7 @@ def load(
     revision: str | None = None,
     tier: Tier | None = None,
 ) -> Any:
-    """A transformers model that generates within ``memory``; exact: the bits do not depend on the budget.
+    """A transformers model that generates within ``memory``. Exact: the bits do not depend on the budget.
 
     Args:
         model: a checkpoint directory, a hub name, "pocket", or an opened `Checkpoint`.
@@ -70,6 +95,8 @@ def load(
         context: tokens of prompt and answer together that the budget makes room for; default 2048 or the
             model's own limit.
         batch: sequences at a time that the budget makes room for.
+        prefill: most tokens of a sequence in one forward; ``generate`` reads longer prompts in pieces.
+        all_logits: make room for logits of all tokens of a forward, where ``generate`` needs the last only.
         policy: which expert leaves: "stale-first", "lru", "lfu".
         prefetch: "none", "previous-step" or "next-gate"; switched off by itself where it does not pay.
         readers: threads that read from disk.
@@ -82,33 +109,46 @@ def load(
     Raises:
         CheckpointError, UnsupportedError: the checkpoint cannot be served, and why.
         BudgetError: ``memory`` is below the floor or above the machine.
-        OptionError: an unknown policy or predictor.
+        OptionError: an unknown policy or predictor, or a number out of range.
     """
+    policies, predictor = POLICIES.get(policy), PREDICTORS.get(prefetch)
     libraries = anonymous_memory()
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(locate(model, revision))
     context = _context(checkpoint, context)
     blobs = {Key(site.name, e): Blob(site.parts(e)) for site in checkpoint.sites for e in range(site.num_experts)}
     slot_bytes = max(blob.slot_bytes for blob in blobs.values())
-    budget = split_budget(checkpoint, footprint(checkpoint, batch, context), memory, slot_bytes)
-    if slots is not None:
-        budget = _with_slots(budget, slots)
-    store = Store(budget.slots, budget.slot_bytes, tier=tier or DiskTier(), policy=policy, readers=readers)
-    layers = {site.name: site.layer for site in checkpoint.sites}
-    for key, blob in blobs.items():
-        store.register(key, blob, layer=layers[key.site])
-
-    def factory(site: ExpertSite) -> StoreExperts:
-        return StoreExperts(store, site.name, site.num_experts, site.shape)
-
+    needs = footprint(checkpoint, batch, context, chunk=prefill, all_logits=all_logits)
+    budget = _with_slots(split_budget(checkpoint, needs, memory, slot_bytes), slots)
+    store = Store(budget.slots, slot_bytes, tier, policy=policies(), readers=readers)
     try:
-        host = load_host(checkpoint, factory)
-        _prefetcher(store, host, prefetch)
+        host = _host(checkpoint, store, blobs)
+        _read_ahead(host, store, predictor)
     except BaseException:
         store.close()
         raise
-    host.coterie = Residence(checkpoint, budget, store, libraries, context, batch)
+    host.coterie = Residence(checkpoint, budget, store, libraries, context, batch, prefill)
+    host.generation_config.prefill_chunk_size = prefill
     host.register_forward_pre_hook(_guard, with_kwargs=True)
     return host
+
+
+def _host(checkpoint: Checkpoint, store: Store, blobs: Mapping[Key, Blob]) -> Any:
+    layers = {site.name: site.layer for site in checkpoint.sites}
+    for key, blob in blobs.items():
+        store.register(key, blob, layer=layers[key.site])
+    return load_host(checkpoint, lambda site: StoreExperts(store, site.name, site.num_experts, site.shape))
+
+
+def _read_ahead(host: nn.Module, store: Store, make: Callable[..., Predictor]) -> None:
+    """Give every layer the one prefetcher, or none where there is nothing to predict."""
+    sites = {site.name: site.choices for site in find_sites(host)}
+    predictor = make(list(sites), sites)
+    if isinstance(predictor, NoPredictor):
+        return
+    prefetcher = Prefetcher(store, predictor, list(sites)[-1], Governor())
+    for module in host.modules():
+        if isinstance(module, StoreExperts):
+            module.prefetcher = prefetcher
 
 
 def _context(checkpoint: Checkpoint, context: int | None) -> int:
@@ -120,19 +160,26 @@ def _context(checkpoint: Checkpoint, context: int | None) -> int:
     return context
 
 
-def _with_slots(budget: Budget, slots: int) -> Budget:
+def _with_slots(budget: Budget, slots: int | None) -> Budget:
+    if slots is None:
+        return budget
     if not 1 <= slots <= budget.slots:
         raise OptionError(f"slots must be between 1 and the {budget.slots} that the budget allows, not {slots}.")
     return replace(budget, slots=slots)
 
 
-def _guard(host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _guard(host: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse a forward that would outgrow the KV cache the budget made room for, before it allocates."""
     residence: Residence = host.coterie
     inputs = kwargs.get("input_ids", args[0] if args else None)
     inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
     if inputs is None:
         return
+    if inputs.shape[1] > residence.prefill:
+        raise PromptError(
+            f"{inputs.shape[1]} tokens at once are more than the budget made room for: {residence.prefill}. "
+            f"Load with prefill={inputs.shape[1]}, or use generate, which reads a prompt in pieces."
+        )
     cache = kwargs.get("past_key_values")
     length = inputs.shape[1] + (cache.get_seq_length() if cache is not None else 0)
     if length > residence.context or inputs.shape[0] > residence.batch:

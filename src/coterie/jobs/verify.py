@@ -104,15 +104,14 @@ def verify(
     ids = _ids(checkpoint, text, batch)
     context = ids.shape[1] + new_tokens
     say("Running under the budget")
-    host = load(
-        checkpoint, memory, context=context, batch=batch, policy=policy, prefetch=prefetch, slots=slots
-    )  # fmt: skip
+    room: dict[str, Any] = {"context": context, "batch": batch, "prefill": ids.shape[1], "all_logits": True}
+    host = load(checkpoint, memory, policy=policy, prefetch=prefetch, slots=slots, **room)
     found, ids = _run(host, ids, new_tokens)
     budget, misses = host.coterie.budget, host.coterie.stats().misses
     host.coterie.close()
     del host
     say("Running the reference")
-    expected, reference = _reference(checkpoint, ids, new_tokens, context)
+    expected, reference = _reference(checkpoint, ids, new_tokens, room)
     report = Report(
         budget, reference, found.numel(), _first_difference(found, expected), None, "not asked for", misses
     )  # fmt: skip
@@ -153,11 +152,11 @@ def _run(host: Any, ids: Tensor, new_tokens: int) -> tuple[Tensor, Tensor]:
     return torch.cat(logits, 1), ids
 
 
-def _reference(checkpoint: Checkpoint, ids: Tensor, new_tokens: int, context: int) -> tuple[Tensor, str]:
+def _reference(checkpoint: Checkpoint, ids: Tensor, new_tokens: int, room: dict[str, Any]) -> tuple[Tensor, str]:
     if _fits(checkpoint):
         host = load_host(checkpoint, resident_experts)
         return _run(host, ids, -new_tokens)[0] if new_tokens else _run(host, ids, 0)[0], "everything resident"
-    host = load(checkpoint, context=context, batch=ids.shape[0], policy="lru", slots=1)
+    host = load(checkpoint, policy="lru", slots=1, **room)
     logits, _ = _run(host, ids, -new_tokens)
     host.coterie.close()
     return logits, "one expert slot, demand only"

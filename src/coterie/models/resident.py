@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from coterie.errors import CheckpointError
 from coterie.experts import FFN
 from coterie.models.checkpoint import ExpertSite
-from coterie.ranges import TensorRange
+from coterie.models.tensors import FLOATS, read_into
 
 
 def resident_experts(site: ExpertSite) -> FFN:
@@ -23,19 +22,8 @@ def resident_experts(site: ExpertSite) -> FFN:
         experts = FFN(site.num_experts, site.shape, method="loop")
     first = site.parts(0)
     for name, size in site.shape.weight_shapes().items():
-        stack = torch.empty(site.num_experts, *size, dtype=getattr(torch, TORCH_NAMES[first[name].dtype]))
+        stack = torch.empty(site.num_experts, *size, dtype=FLOATS[first[name].dtype])
         for expert in range(site.num_experts):
-            _read_into(stack[expert], site.parts(expert)[name])
+            read_into(stack[expert], site.parts(expert)[name])
         setattr(experts, name, nn.Parameter(stack, requires_grad=False))
     return experts
-
-
-TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-def _read_into(target: Tensor, part: TensorRange) -> None:
-    buffer = memoryview(target.view(torch.uint8).numpy()).cast("B")
-    with part.path.open("rb") as file:
-        file.seek(part.start)
-        if file.readinto(buffer) != part.nbytes:
-            raise CheckpointError(f"{part.path} is truncated. Copy or download it again.")

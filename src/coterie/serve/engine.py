@@ -14,9 +14,6 @@ from coterie.errors import CoterieError
 from coterie.models.prompts import Prompts
 from coterie.serve.sampling import Sampling
 
-# longer prompts are read in pieces, so that the workspace of a prefill stays bounded
-PREFILL_CHUNK = 512
-
 
 @dataclass(frozen=True)
 class Generation:
@@ -71,8 +68,6 @@ class Engine:
 
     def _call(self, ids: Any, sampling: Sampling, stream: _Stream) -> Any:
         options = sampling.for_generate() | {"max_new_tokens": self.prompts.room(ids, sampling.max_new_tokens)}
-        if ids.shape[1] > PREFILL_CHUNK:
-            options["prefill_chunk_size"] = PREFILL_CHUNK
         if sampling.stop:
             options |= {"stop_strings": list(sampling.stop), "tokenizer": self.prompts.tokenizer}
         cache = self._reusable(ids)

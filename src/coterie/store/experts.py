@@ -13,7 +13,7 @@ from coterie.ops.dispatch import dispatch, group_by_expert
 from coterie.routing import Routing
 from coterie.store.base import Store
 from coterie.store.blob import Key
-from coterie.store.predict import Predictor
+from coterie.store.prefetch import Prefetcher
 
 
 class StoreExperts(Experts):
@@ -27,15 +27,15 @@ class StoreExperts(Experts):
         site: module path.
         num_experts: E.
         shape: of each expert.
-        predictor: guesses which experts come next; its guesses are hinted to the store.
+        prefetcher: told what this layer needs and what went into it, reads ahead for the next.
     """
 
     def __init__(
-        self, store: Store, site: str, num_experts: int, shape: FFNShape, predictor: Predictor | None = None
+        self, store: Store, site: str, num_experts: int, shape: FFNShape, prefetcher: Prefetcher | None = None
     ) -> None:
         super().__init__()
         self.store, self.site, self.num_experts, self.shape = store, site, num_experts, shape
-        self.predictor = predictor
+        self.prefetcher = prefetcher
 
     def rows(self, x: Tensor, routing: Routing) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
@@ -47,8 +47,8 @@ class StoreExperts(Experts):
         rows = sent.new_empty(sent.shape)
         hit = {Key(self.site, expert): positions for expert, positions in group_by_expert(routing).hit()}
         with self.store.acquire(list(hit)) as lease:
-            if self.predictor is not None:
-                self.store.hint(self.predictor.after(self.site, list(hit), x))
+            if self.prefetcher is not None:
+                self.prefetcher.after(self.site, [key.expert for key in hit], x)
             for key, weights in lease:
                 rows[hit[key]] = expert_forward(sent[hit[key]], weights, self.shape)
         return rows

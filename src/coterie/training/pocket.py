@@ -19,11 +19,11 @@ from torch import Tensor
 
 VOCABULARY = 2048
 SHAPE = {
-    "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 8,
+    "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_experts": 16, "num_experts_per_tok": 4, "max_position_embeddings": 1024,
     "norm_topk_prob": True, "tie_word_embeddings": True, "output_router_logits": True,
 }  # fmt: skip
-STEPS, BATCH, LENGTH, PEAK_RATE = 360, 16, 128, 3e-3
+STEPS, BATCH, LENGTH, PEAK_RATE = 600, 16, 128, 4e-3
 
 Progress = Callable[[int, int, float], None]
 

@@ -1,0 +1,138 @@
+"""Feed-forward experts: one as a pure function, E of them as a module with three equal methods.
+
+`expert_forward` is what everything else agrees with: the loop calls it, the expert store calls it on
+views of its arena, the grouped method computes the same with all experts at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from coterie.errors import OptionError
+from coterie.experts.base import Experts
+from coterie.experts.grouped import grouped_rows
+from coterie.experts.shape import FFNShape
+from coterie.ops.dispatch import dispatch, group_by_expert
+from coterie.routing import Routing
+
+__all__ = ["FFN", "Method", "draw_weights", "expert_forward"]
+
+Method = Literal["grouped", "loop", "reference"]
+
+_ALIGNMENT = 64  # bytes: where torch's own allocator puts a tensor
+_BITS_DEPEND_ON_ADDRESS = (torch.float32, torch.float64)
+
+
+def expert_forward(x: Tensor, weights: Mapping[str, Tensor], shape: FFNShape) -> Tensor:
+    """One expert: [n, D] -> [n, D]. Pure; weights of another dtype are cast to that of ``x``.
+
+    The bits do not depend on where in memory ``x`` and the weights lie. bfloat16 and float16 need
+    nothing for it. In float32 and float64 the processor's matrix library takes another order of
+    addition at some addresses (one row times a matrix that is off a multiple of 16 bytes, for one; it
+    promises equal bits only at multiples of 64), so what is off such a multiple is copied first. Who
+    places float32 weights himself should place them at multiples of 64 bytes, and saves that copy.
+
+    Args:
+        x: [n, D]; n may be 0.
+        weights: the names and shapes of `FFNShape.weight_shapes`.
+        shape: how they fit together.
+    """
+    ups = [_linear(x, weights, name, shape.transposed) for name in shape.up_names]
+    hidden = shape.hidden(ups[-1], ups[0] if len(ups) == 2 else None)
+    return shape.finish(_linear(hidden, weights, "down_proj", shape.transposed), weights.get("post_norm"))
+
+
+class FFN(Experts):
+    """E feed-forward experts, their weights stacked [E, ...] under the names of `FFNShape.weight_shapes`.
+
+    Args:
+        num_experts: E.
+        shape: of each.
+        method: ``grouped`` (default) sorts the rows and multiplies with all experts at once; ``loop``
+            calls `expert_forward` once per expert with items; ``reference`` once per assignment. They
+            agree to rounding in outputs and gradients.
+    """
+
+    def __init__(self, num_experts: int, shape: FFNShape, method: Method = "grouped") -> None:
+        super().__init__()
+        if num_experts < 1:
+            raise OptionError(f"num_experts must be 1 or more, found {num_experts}.")
+        if method not in get_args(Method):
+            raise OptionError(f"method {method!r} is unknown; choose one of: {', '.join(get_args(Method))}.")
+        self.num_experts = num_experts
+        self.shape = shape
+        self.method = method
+        for name, weight in draw_weights(shape, num_experts).items():
+            self.register_parameter(name, nn.Parameter(weight))
+
+    def weights_of(self, expert: int) -> dict[str, Tensor]:
+        """Views of one expert's weights, under `expert_forward`'s names. For a loop over experts see `rows`."""
+        return {name: getattr(self, name)[expert] for name in self.shape.weight_shapes()}
+
+    def rows(self, x: Tensor, routing: Routing) -> Tensor:
+        if routing.num_experts != self.num_experts:
+            raise OptionError(f"the routing is over {routing.num_experts} experts, this module has {self.num_experts}.")
+        sent = dispatch(x, routing)
+        if self.method == "reference":
+            return self._rows_reference(sent, routing)
+        groups = group_by_expert(routing)
+        if self.method == "loop":
+            return self._rows_loop(sent, list(groups.hit()))
+        return grouped_rows(sent, groups, self._stacked(), self.shape)
+
+    def _rows_reference(self, sent: Tensor, routing: Routing) -> Tensor:
+        each = [
+            expert_forward(sent[position : position + 1], self.weights_of(expert), self.shape)
+            for position, expert in enumerate(routing.expert.tolist())
+        ]
+        return torch.cat(each) if each else torch.zeros_like(sent)
+
+    def _rows_loop(self, sent: Tensor, hit: list[tuple[int, Tensor]]) -> Tensor:
+        # Unbound once: indexing a stacked parameter per expert makes a full-size gradient for each.
+        weights = {name: stack.unbind(0) for name, stack in self._stacked().items()}
+        each = [
+            expert_forward(sent[positions], {name: parts[expert] for name, parts in weights.items()}, self.shape)
+            for expert, positions in hit
+        ]
+        if not each:
+            return torch.zeros_like(sent)
+        order = torch.cat([positions for _, positions in hit])
+        return torch.cat(each).index_select(0, torch.argsort(order))
+
+    def _stacked(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self.shape.weight_shapes()}
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}, {self.shape}, method={self.method!r}"
+
+
+def draw_weights(shape: FFNShape, num_experts: int | None = None) -> dict[str, Tensor]:
+    """Fresh weights from the global generator, stacked if ``num_experts`` is given.
+
+    Matrices are uniform within 1/sqrt(inputs), as `torch.nn.Linear` draws them; biases and norms are zero.
+    """
+    weights = {}
+    for name, size in shape.weight_shapes().items():
+        weight = torch.zeros(size if num_experts is None else (num_experts, *size))
+        if len(size) == 2:
+            bound = size[0 if shape.transposed else 1] ** -0.5
+            weight.uniform_(-bound, bound)
+        weights[name] = weight
+    return weights
+
+
+def _linear(x: Tensor, weights: Mapping[str, Tensor], name: str, transposed: bool) -> Tensor:
+    matrix, bias = _placed(weights[name].to(x.dtype)), weights.get(f"{name}_bias")
+    return F.linear(_placed(x), matrix.t() if transposed else matrix, None if bias is None else bias.to(x.dtype))
+
+
+def _placed(tensor: Tensor) -> Tensor:
+    """The tensor at an address where its products have the bits they have everywhere else."""
+    if tensor.dtype not in _BITS_DEPEND_ON_ADDRESS or tensor.data_ptr() % _ALIGNMENT == 0:
+        return tensor
+    return tensor.clone()

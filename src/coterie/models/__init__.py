@@ -1,0 +1,33 @@
+"""The hosts: transformers models, opened, found, traced, and given our experts and routers.
+
+The only room that knows transformers' internals, all of them in `compat`. transformers itself is
+imported when first needed, so that importing this costs no more than torch.
+"""
+
+from coterie.models.attach import Attachment, attach
+from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
+from coterie.models.convert import experts_from, router_from
+from coterie.models.find import MoESite, find_sites
+from coterie.models.footprint import Footprint, footprint
+from coterie.models.language import load_host
+from coterie.models.resident import resident_experts
+from coterie.models.trace import Recording, routing_hash, trace
+
+__all__ = [
+    "Attachment",
+    "Checkpoint",
+    "ExpertSite",
+    "Footprint",
+    "MoESite",
+    "Recording",
+    "attach",
+    "experts_from",
+    "find_sites",
+    "footprint",
+    "load_host",
+    "open_checkpoint",
+    "resident_experts",
+    "router_from",
+    "routing_hash",
+    "trace",
+]

@@ -1,0 +1,148 @@
+"""A checkpoint opened: config, expert sites, dense tensors, sizes. Headers only; no weight is read.
+
+Everything that can be wrong with a directory is found here, before anything big is allocated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coterie.errors import UnsupportedError
+from coterie.models.checksum import Seal
+from coterie.models.compat import read_config, resident_bytes, skeleton
+from coterie.models.families import FAMILIES, Family, dense_text, family_of
+from coterie.models.hub import resolve
+from coterie.models.layout import sort_tensors
+from coterie.models.shards import check_not_quantised, read_config_json, read_ranges
+from coterie.models.site import ExpertSite
+from coterie.models.tensors import FLOATS
+from coterie.ranges import TensorRange
+
+__all__ = ["Checkpoint", "ExpertSite", "open_checkpoint", "resolve"]
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a directory holds. Frozen; thread-safe.
+
+    Attributes:
+        path: the directory.
+        config: transformers' config. Not to be changed.
+        ranges: disk name -> byte range of every tensor, used or not.
+        sites: the layers with experts, in order.
+        dense: disk name -> byte range of what else the model has.
+        dtype: of the experts on disk.
+        compute_dtype: of the dense weights in memory and of the activations, as transformers would choose.
+        dense_bytes: of dense weights and buffers in memory; tied tensors count once.
+        seal: what the files were when this was opened.
+    """
+
+    path: Path
+    config: Any = field(repr=False)
+    ranges: Mapping[str, TensorRange] = field(repr=False)
+    sites: tuple[ExpertSite, ...] = field(repr=False)
+    dense: Mapping[str, TensorRange] = field(repr=False)
+    dtype: torch.dtype
+    compute_dtype: torch.dtype
+    dense_bytes: int
+    seal: Seal = field(repr=False)
+
+    @property
+    def family(self) -> Family:
+        """How the model's routers decide."""
+        return FAMILIES[self.config.model_type]
+
+    @cached_property
+    def expert_bytes(self) -> int:
+        """Of all experts, on disk."""
+        return sum(part.nbytes for site in self.sites for part in site.ranges())
+
+    @cached_property
+    def bytes_per_expert(self) -> int:
+        """Of the largest expert, on disk."""
+        return max(site.nbytes(expert) for site in self.sites for expert in range(site.num_experts))
+
+    @property
+    def num_experts(self) -> int:
+        """Of all sites together."""
+        return sum(site.num_experts for site in self.sites)
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens the model was made for; None if its config does not say."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return int(self.config.vocab_size)
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a text, by generation_config.json, else by config.json."""
+        ids = self.config.eos_token_id
+        try:
+            ids = json.loads((self.path / "generation_config.json").read_text()).get("eos_token_id", ids)
+        except (OSError, ValueError, AttributeError):
+            pass  # only defaults live there; a broken file is reported when the model is loaded
+        return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+
+    def fingerprint(self) -> str:
+        """Hash of config.json and of every tensor's name, type, shape and place; not of the weights themselves."""
+        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        for name, part in sorted(self.ranges.items()):
+            digest.update(repr((name, part.path.name, part.dtype, part.shape, part.start)).encode())
+        return digest.hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Compare the files with what they were when this was opened.
+
+        Sizes and times always; contents where it was opened with ``checksum`` (reads everything).
+
+        Raises:
+            ChecksumError: a file has changed.
+        """
+        self.seal.check()
+
+
+def open_checkpoint(model: str | Path, revision: str | None = None, checksum: bool = False) -> Checkpoint:
+    """Open a mixture-of-experts checkpoint: a directory, or a name on the Hugging Face hub.
+
+    Args:
+        model: where.
+        revision: branch, tag or commit on the hub.
+        checksum: read all files once and keep their SHA-256; files from the hub are held against the hub's.
+
+    Raises:
+        CheckpointError: missing, not a checkpoint, incomplete, damaged or contradicting itself.
+        ChecksumError: with ``checksum``, a file from the hub is not what the hub says.
+        UnsupportedError: a dense model, a family or a format that is not served.
+    """
+    path = resolve(model, revision)
+    raw = read_config_json(path)
+    family_of(raw, str(path))
+    check_not_quantised(raw, str(path))
+    ranges = read_ranges(path)
+    config = read_config(path)
+    compute = config.dtype or _first_float(ranges)
+    body = skeleton(config, compute)
+    layout = sort_tensors(body, ranges, str(path))
+    if not layout.sites:
+        raise UnsupportedError(dense_text(str(path), config.model_type))
+    dtype = FLOATS[next(layout.sites[0].ranges()).dtype]
+    dense_bytes = resident_bytes(body, [site.name for site in layout.sites])
+    seal = Seal.of([path / "config.json", *sorted({part.path for part in ranges.values()})], contents=checksum)
+    return Checkpoint(path, config, ranges, layout.sites, layout.dense, dtype, compute, dense_bytes, seal)
+
+
+def _first_float(ranges: Mapping[str, TensorRange]) -> torch.dtype:
+    """What transformers computes in where the config does not say."""
+    return next((FLOATS[part.dtype] for part in ranges.values() if part.dtype in FLOATS), torch.float32)

@@ -1,0 +1,37 @@
+"""Every touch point with transformers' internals: one small function each, one contract test each.
+
+    interface   what a transformers experts module says about itself; sentinels; recorder hooks
+    names       tensor names on disk -> names in memory, expert by expert
+    skeleton    a model without memory, and the class of a model without experts
+    loading     dense weights through transformers' own loader, experts never read
+
+When transformers changes, tests/models/test_models_compat.py says which of these to mend.
+"""
+
+from coterie.models.compat.interface import (
+    accept_sentinels,
+    ffn_shape,
+    install_recorders,
+    is_experts,
+    recorders_installed,
+)
+from coterie.models.compat.loading import load_dense, quiet
+from coterie.models.compat.names import DiskNames, Place
+from coterie.models.compat.skeleton import class_without_experts, read_config, resident_bytes, skeleton, tied_names
+
+__all__ = [
+    "DiskNames",
+    "Place",
+    "accept_sentinels",
+    "class_without_experts",
+    "ffn_shape",
+    "install_recorders",
+    "is_experts",
+    "load_dense",
+    "quiet",
+    "read_config",
+    "recorders_installed",
+    "resident_bytes",
+    "skeleton",
+    "tied_names",
+]

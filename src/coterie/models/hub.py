@@ -1,0 +1,82 @@
+"""From what a person typed to a directory with a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from coterie.errors import CheckpointError
+from coterie.models.families import family_of
+from coterie.models.shards import INDEX, SINGLE, check_not_quantised, read_json
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_BESIDE = ["*.json", "tokenizer*", "*.model", "*.jinja", "vocab.txt", "merges.txt"]
+
+
+def resolve(model: str | Path, revision: str | None = None) -> Path:
+    """The directory of ``model``: itself, or a snapshot of the hub repository of that name.
+
+    A download brings safetensors, configs and the tokenizer only, and nothing before the config has shown
+    a family that is served. Blocks while it downloads.
+
+    Raises:
+        CheckpointError: there is no such directory, and the hub does not have or cannot send it.
+        UnsupportedError: the hub's model is of a family or format that is not served.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file. Give the directory that holds config.json and *.safetensors.")
+    name = str(model)
+    if isinstance(model, Path) or not _HUB_NAME.fullmatch(name):
+        raise CheckpointError(f"There is no directory {name}. Check the path, or give a hub name such as org/name.")
+    return _download(name, revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    options: dict[str, Any] = {"repo_id": name, "revision": revision}
+    config_path = _fetch(name, revision, lambda: hf_hub_download(filename="config.json", **options))
+    config = read_json(Path(config_path))
+    family_of(config, name)
+    check_not_quantised(config, name)
+    weights = _weight_files(lambda file: _fetch(name, revision, lambda: hf_hub_download(filename=file, **options)))
+    patterns = [*_BESIDE, *weights]
+    return Path(_fetch(name, revision, lambda: snapshot_download(allow_patterns=patterns, **options)))
+
+
+def _weight_files(fetch: Callable[[str], str]) -> list[str]:
+    """The shards the index names: repositories may hold the same weights a second time under other names."""
+    try:
+        index = read_json(Path(fetch(INDEX)))
+    except CheckpointError:
+        return [SINGLE]
+    return sorted({str(file) for file in dict(index.get("weight_map", {})).values()})
+
+
+def _fetch(name: str, revision: str | None, get: Callable[[], str]) -> str:
+    """Run one call to the hub; any way it fails becomes one sentence."""
+    try:
+        return get()
+    except (OSError, ValueError, RuntimeError) as error:  # the hub's own errors and those of its network client
+        raise CheckpointError(_failure(name, revision, error)) from error
+
+
+def _failure(name: str, revision: str | None, error: Exception) -> str:
+    kind = type(error).__name__
+    at = f" at revision {revision}" if revision else ""
+    if kind == "GatedRepoError":
+        return f"{name} is gated: accept its licence on the hub's page of the model, then type: hf auth login"
+    if kind in ("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError", "RemoteEntryNotFoundError"):
+        return (
+            f"There is no directory {name}, and the hub has no such model{at} ({kind}). Check the spelling; for a "
+            "private model type: hf auth login"
+        )
+    return (
+        f"There is no directory {name}, and it could not be fetched from the hub{at} ({kind}). Check the path; if you "
+        "meant the hub, check the network and HF_HUB_OFFLINE, or download it elsewhere and give the directory."
+    )

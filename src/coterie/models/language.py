@@ -1,0 +1,46 @@
+"""Language models whose experts are ours: everything else is transformers'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from coterie.experts import Experts
+from coterie.models.bridge import ExpertsBridge
+from coterie.models.checkpoint import Checkpoint, ExpertSite
+from coterie.models.compat import class_without_experts, load_dense, skeleton
+from coterie.models.tensors import drop_cache
+
+
+def load_host(
+    checkpoint: Checkpoint, factory: Callable[[ExpertSite], Experts], dtype: torch.dtype | None = None
+) -> Any:
+    """The checkpoint's transformers model with ``factory(site)`` in place of each layer's experts.
+
+    Expert weights are neither read nor mapped here; dense weights are read into anonymous memory, and the
+    pages they were read through are dropped from the page cache. Blocks while reading.
+
+    Args:
+        checkpoint: opened.
+        factory: called once per site, in layer order, after the dense weights are in place.
+        dtype: of dense weights and activations; default `Checkpoint.compute_dtype`.
+
+    Returns the model in eval mode; its dense parameters ask for no gradient. ``generate``, output recorders and
+    ``deepcopy`` work as with any transformers model. ``state_dict`` holds what is resident: the dense weights
+    and what parameters the given experts have; ``save_pretrained`` therefore refuses.
+
+    Raises:
+        CheckpointError: a file is damaged or gone.
+    """
+    dtype = dtype or checkpoint.compute_dtype
+    names = [site.name for site in checkpoint.sites]
+    base = type(skeleton(checkpoint.config, dtype))
+    model = load_dense(
+        class_without_experts(base, names), checkpoint.path, checkpoint.config, checkpoint.dense, dtype
+    ).requires_grad_(False)
+    drop_cache({part.path for part in checkpoint.dense.values()})
+    for site in checkpoint.sites:
+        model.set_submodule(site.name, ExpertsBridge(factory(site)))
+    return model.eval()

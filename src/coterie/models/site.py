@@ -1,0 +1,49 @@
+"""The experts of one layer, as they lie on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from coterie.experts import FFNShape
+from coterie.ranges import TensorRange
+
+# one [E, ...] tensor, or one tensor per expert
+Stored = TensorRange | tuple[TensorRange, ...]
+
+
+@dataclass(frozen=True)
+class ExpertSite:
+    """Where a layer's experts are and what each looks like.
+
+    Attributes:
+        name: module path of the experts, such as "model.layers.0.mlp.experts".
+        layer: number of the decoder layer.
+        num_experts: E.
+        top_k: choices per item.
+        shape: of one expert as stored: ``fused`` says whether gate and up share a tensor on disk.
+        stored: weight name of `coterie.experts.expert_forward` -> where it lies.
+    """
+
+    name: str
+    layer: int
+    num_experts: int
+    top_k: int
+    shape: FFNShape
+    stored: Mapping[str, Stored] = field(repr=False)
+
+    def parts(self, expert: int) -> dict[str, TensorRange]:
+        """Weight name -> byte range of one expert's matrices, in the order they are computed with."""
+        assert 0 <= expert < self.num_experts, (self.name, expert)
+        return {
+            name: at.slice(expert) if isinstance(at, TensorRange) else at[expert] for name, at in self.stored.items()
+        }
+
+    def nbytes(self, expert: int) -> int:
+        """Bytes of one expert on disk."""
+        return sum(part.nbytes for part in self.parts(expert).values())
+
+    def ranges(self) -> Iterator[TensorRange]:
+        """Every tensor of the site on disk, once."""
+        for at in self.stored.values():
+            yield from (at,) if isinstance(at, TensorRange) else at

@@ -1,0 +1,62 @@
+"""Tensors from byte ranges into anonymous memory: nothing stays mapped, nothing stays in the page cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from coterie.errors import CheckpointError
+from coterie.ranges import TensorRange
+
+# what weights that nobody quantised are stored in
+FLOATS: Mapping[str, torch.dtype] = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+
+
+def read_tensor(part: TensorRange) -> Tensor:
+    """A floating tensor, read into fresh memory. Blocks; thread-safe.
+
+    Raises:
+        CheckpointError: the file is gone or ends too early.
+    """
+    tensor = torch.empty(part.shape, dtype=FLOATS[part.dtype])
+    read_into(tensor, part)
+    return tensor
+
+
+def read_into(target: Tensor, part: TensorRange) -> None:
+    """Fill ``target`` (contiguous, on the CPU, of the size of ``part``) from the file. Blocks; thread-safe.
+
+    Raises:
+        CheckpointError: the file is gone or ends too early.
+    """
+    assert target.nbytes == part.nbytes, (target.shape, target.dtype, part)
+    buffer = memoryview(target.reshape(-1).view(torch.uint8).numpy()) if part.nbytes else memoryview(b"")
+    done = 0
+    try:
+        with part.path.open("rb", buffering=0) as file:
+            file.seek(part.start)
+            while done < part.nbytes and (count := file.readinto(buffer[done:])):
+                done += count
+            _drop(file.fileno(), part.start, part.nbytes)
+    except OSError as error:
+        raise CheckpointError(f"{part.path} cannot be read: {error}. Copy or download it again.") from error
+    if done < part.nbytes:
+        raise CheckpointError(f"{part.path} is truncated: it ends {part.nbytes - done} bytes early. Copy it again.")
+
+
+def drop_cache(paths: Iterable[Path]) -> None:
+    """Ask the system to forget the pages of files, so that a memory budget is honest. Does nothing where it cannot."""
+    for path in paths:
+        with path.open("rb") as file:
+            _drop(file.fileno(), 0, 0)
+
+
+def _drop(descriptor: int, start: int, length: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)

@@ -1,0 +1,152 @@
+"""Recording who went where: a model's own routing decisions, as a `RoutePlan`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coterie.errors import RoutingError, UnsupportedError
+from coterie.models.find import MoESite, find_sites
+from coterie.models.items import Items, items_of
+from coterie.routing import RoutePlan, Routing
+
+# says nothing about who goes where
+_VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+
+
+class Recording:
+    """What `trace` has heard so far, on the CPU. Filled by one thread."""
+
+    def __init__(self, sites: list[MoESite], model: str) -> None:
+        self._sites, self._model = sites, model
+        self._forwards: list[tuple[Items, dict[str, Routing]]] = []
+        self._items: Items | None = None
+        self._heard: dict[str, Routing] = {}
+        self._first = self._next = 0
+
+    @property
+    def num_forwards(self) -> int:
+        """Forwards recorded: one per prefill and decode step."""
+        return len(self._forwards)
+
+    def plan(self) -> RoutePlan:
+        """Everything heard, one `Routing` per site named by its experts' module path, forward after forward.
+
+        ``chosen`` is in the order the router returned. A forward with an empty cache starts new sequences,
+        one with a filled cache continues those of the forward before.
+
+        Raises:
+            RoutingError: nothing was heard.
+        """
+        if not self._forwards:
+            raise RoutingError("Nothing was recorded: call the model, or its generate, inside the trace.")
+        items = [items for items, _ in self._forwards]
+        ids = [i.ids for i in items if i.ids is not None]
+        return RoutePlan(
+            {site.name: _joined([heard[site.name] for _, heard in self._forwards]) for site in self._sites},
+            sequence=torch.cat([i.sequence for i in items]), position=torch.cat([i.position for i in items]),
+            mask=torch.cat([i.mask for i in items]), ids=torch.cat(ids) if len(ids) == len(items) else None,
+            model=self._model,
+        )  # fmt: skip
+
+    def _begin(self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        items = items_of(body, args, kwargs)
+        if items.past == 0 or not self._forwards:
+            self._first, self._next = self._next, self._next + items.batch
+        self._items = Items(
+            items.sequence.cpu() + self._first, items.position.cpu(), items.mask.cpu(),
+            None if items.ids is None else items.ids.cpu(), items.past, items.batch,
+        )  # fmt: skip
+        self._heard = {}
+
+    def _hear(self, site: MoESite, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        if self._items is None:  # a recomputation for the backward pass
+            return
+        logits, weights, indices = (tensor.detach().cpu() for tensor in output)
+        self._heard[site.name] = Routing.from_padded(
+            weights, indices, site.num_experts, chosen=indices.long(),
+            logits=logits if logits.shape[-1] == site.num_experts else None,
+        )  # fmt: skip
+
+    def _end(self) -> None:
+        if self._items is not None and len(self._heard) == len(self._sites):
+            self._forwards.append((self._items, self._heard))
+        self._items = None
+
+
+@contextmanager
+def trace(model: Any) -> Iterator[Recording]:
+    """Record every routing decision of ``model`` (stock, or from `load_host`) inside the ``with``.
+
+    Hooks listen to the routers' own calls; nothing is computed twice, and nothing stays behind.
+
+    >>> with trace(model) as recording:            # doctest: +SKIP
+    ...     model.generate(**inputs)
+    >>> plan = recording.plan()                    # doctest: +SKIP
+
+    Raises:
+        UnsupportedError: the model does not route.
+    """
+    sites = find_sites(model)
+    if not sites:
+        raise UnsupportedError(f"{type(model).__name__} has no mixture-of-experts layer to trace. Trace an MoE model.")
+    recording = Recording(sites, routing_hash(model, sites))
+    body = model.base_model
+    handles = [
+        body.register_forward_pre_hook(recording._begin, with_kwargs=True),
+        body.register_forward_hook(lambda *_: recording._end()),
+        *(site.gate.register_forward_hook(_listener(recording, site)) for site in sites),
+    ]
+    try:
+        yield recording
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def routing_hash(model: Any, sites: list[MoESite] | None = None) -> str:
+    """Hash of the config and the routers' weights: equal for models that route alike by construction.
+
+    The same checkpoint hosted and stock, resident and in a store, has one hash. Another dtype has another.
+    """
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _VOLATILE}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for site in find_sites(model) if sites is None else sites:
+        for name, tensor in site.gate.state_dict().items():
+            digest.update(f"{site.name}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _listener(recording: Recording, site: MoESite) -> Callable[..., None]:
+    def listen(gate: nn.Module, args: Any, output: Any) -> None:
+        recording._hear(site, output)
+
+    return listen
+
+
+def _joined(parts: list[Routing]) -> Routing:
+    """Routings of successive items as one."""
+    starts = torch.tensor([0, *(p.num_items for p in parts)]).cumsum(0).tolist()
+    logits = [p.logits for p in parts if p.logits is not None]
+    return Routing(
+        torch.cat([p.item + start for p, start in zip(parts, starts, strict=False)]),
+        torch.cat([p.expert for p in parts]),
+        torch.cat([p.weight for p in parts]),
+        starts[-1],
+        parts[0].num_experts,
+        chosen=_stacked([p.chosen for p in parts if p.chosen is not None], parts[0].num_experts),
+        logits=torch.cat(logits) if len(logits) == len(parts) else None,
+    )
+
+
+def _stacked(tables: list[Tensor], empty: int) -> Tensor:
+    """[T_i, K_i] tables below each other, narrow ones filled up."""
+    most = max(table.shape[1] for table in tables)
+    return torch.cat([nn.functional.pad(table, (0, most - table.shape[1]), value=empty) for table in tables])

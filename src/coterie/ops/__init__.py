@@ -1,0 +1,19 @@
+"""Pure tensor functions: no parameters, no state. Floor 2; every room above may use them.
+
+`select` says who is chosen; `dispatch` carries rows to experts and back. (The function ``dispatch``
+is imported from its module, whose name it would hide here.)
+"""
+
+from coterie.ops.dispatch import Groups, combine, combine_reference, group_by_expert
+from coterie.ops.select import check_groups, group_limited_top_k, hash_choice, top_k
+
+__all__ = [
+    "Groups",
+    "check_groups",
+    "combine",
+    "combine_reference",
+    "group_by_expert",
+    "group_limited_top_k",
+    "hash_choice",
+    "top_k",
+]

@@ -1,0 +1,30 @@
+"""Who decides: from items to a `coterie.routing.Routing`.
+
+A `Router` is one final class of three parts (`score`, `select`, `weigh`) and a `RouteTable`;
+`presets` names the combinations of the papers and checkpoints; a `Planner` decides many sites at
+once and `FromPlan` follows it. Whatever changes an answer belongs here, whatever changes only the
+time belongs to the store.
+"""
+
+from coterie.routers.base import Part, Router, RouterLike, Scope, Score, Scores, Select, Weigh
+from coterie.routers.planner import FromPlan, Planner
+from coterie.routers.presets import group_limited, hash_routing, sigmoid_bias, top_k
+from coterie.routers.routes import RouteTable
+
+__all__ = [
+    "FromPlan",
+    "Part",
+    "Planner",
+    "RouteTable",
+    "Router",
+    "RouterLike",
+    "Scope",
+    "Score",
+    "Scores",
+    "Select",
+    "Weigh",
+    "group_limited",
+    "hash_routing",
+    "sigmoid_bias",
+    "top_k",
+]

@@ -1,0 +1,114 @@
+"""Named combinations of parts: a function whose signature is its recipe schema.
+
+Every argument is a number, a word or a truth value, so that a recipe file can hold it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from coterie.errors import OptionError
+from coterie.routers.base import Router, Weigh
+from coterie.routers.score import HashScore, LinearScore, random_table
+from coterie.routers.select import GroupLimited, TopK
+from coterie.routers.weigh import Raw, Selected
+
+
+def top_k(
+    width: int,
+    num_experts: int,
+    k: int,
+    *,
+    softmax: Literal["before", "after"] = "before",
+    renormalise: bool = True,
+    rounded: bool = False,
+    bias: bool = False,
+    float32: bool = False,
+) -> Router:
+    """The ``k`` experts of highest logit, weighted by softmax.
+
+    ``top_k(D, E, k)`` is Mixtral; with ``rounded=True`` Qwen3-MoE; and with ``renormalise=False`` too
+    OLMoE; ``softmax="after", bias=True, rounded=True`` is gpt-oss.
+
+    Args:
+        width: D.
+        num_experts: E.
+        k: choices per item.
+        softmax: over all experts before the selection, or over the chosen after it.
+        renormalise: make an item's weights sum to one; after selection they always do.
+        rounded: round the weights to the dtype of the logits.
+        bias: learn a bias per expert.
+        float32: compute the logits in float32 whatever the dtype of the items.
+
+    Raises:
+        OptionError: ``k`` is not in 1..E, or softmax after selection is asked not to renormalise.
+    """
+    if softmax not in ("before", "after"):
+        raise OptionError(f"softmax={softmax!r} is not allowed: write 'before' or 'after' (the selection).")
+    if softmax == "after" and not renormalise:
+        raise OptionError("softmax after selection always sums to one: leave renormalise=False out, or use 'before'.")
+    after = softmax == "after"
+    weigh: Weigh = Selected(rounded=rounded) if after else Raw("softmax", renormalise=renormalise, rounded=rounded)
+    score = LinearScore(width, num_experts, bias=bias, dtype=torch.float32 if float32 else None)
+    return Router(score, TopK(k, num_experts), weigh)
+
+
+def sigmoid_bias(width: int, num_experts: int, k: int, *, renormalise: bool = True, scale: float = 1.0) -> Router:
+    """The ``k`` experts of highest sigmoid plus correction, weighted by the sigmoid alone.
+
+    Loss-free balancing (arXiv 2408.15664): a training loop moves ``router.select.correction``.
+    Logits are float32 whatever the dtype of the items.
+
+    Raises:
+        OptionError: ``k`` is not in 1..E.
+    """
+    return Router(
+        LinearScore(width, num_experts, dtype=torch.float32),
+        TopK(k, num_experts, corrected=True),
+        Raw("sigmoid", renormalise=renormalise, eps=1e-20, scale=scale),
+    )
+
+
+def group_limited(
+    width: int,
+    num_experts: int,
+    k: int,
+    *,
+    num_groups: int,
+    keep_groups: int,
+    renormalise: bool = True,
+    scale: float = 1.0,
+) -> Router:
+    """DeepSeek-V3's router (arXiv 2412.19437, equations 12 to 16): `sigmoid_bias` inside the best groups.
+
+    Args:
+        width: D.
+        num_experts: E, a multiple of ``num_groups``.
+        k: choices per item.
+        num_groups: ``n_group`` of a checkpoint's config.
+        keep_groups: ``topk_group``.
+        renormalise: ``norm_topk_prob``.
+        scale: ``routed_scaling_factor``.
+
+    Raises:
+        OptionError: the groups do not divide E, or hold fewer than ``k`` experts.
+    """
+    return Router(
+        LinearScore(width, num_experts, dtype=torch.float32),
+        GroupLimited(k, num_experts, num_groups=num_groups, keep_groups=keep_groups),
+        Raw("sigmoid", renormalise=renormalise, eps=1e-20, scale=scale),
+    )
+
+
+def hash_routing(vocab_size: int, num_experts: int, k: int = 1, *, seed: int = 0) -> Router:
+    """``k`` experts by a random table of token ids, equal weights that sum to one (arXiv 2106.04426).
+
+    Reads `RouteContext.ids`; nothing is learned.
+
+    Raises:
+        OptionError: ``k`` is not in 1..E.
+    """
+    table = random_table(vocab_size, num_experts, k, seed=seed)
+    return Router(HashScore(table, num_experts), TopK(k, num_experts), Selected())

@@ -1,0 +1,78 @@
+"""Made-up routes: which experts each layer of each step uses.
+
+A trace is ``trace[step][layer]``, the distinct experts ascending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from coterie.errors import OptionError
+from coterie.store.blob import Key
+
+Trace = Sequence[Sequence[tuple[int, ...]]]
+
+
+def uniform(steps: int, layers: int, num_experts: int, top_k: int, tokens: int = 1, seed: int = 0) -> Trace:
+    """Every token draws ``top_k`` distinct experts anew in every step and layer: no locality at all."""
+    return sticky(steps, layers, num_experts, top_k, tokens, stay=0.0, zipf=0.0, seed=seed)
+
+
+def sticky(
+    steps: int,
+    layers: int,
+    num_experts: int,
+    top_k: int,
+    tokens: int = 1,
+    *,
+    stay: float = 0.6,
+    zipf: float = 0.8,
+    seed: int = 0,
+) -> Trace:
+    """Routes with locality, as decoding shows it.
+
+    Args:
+        stay: probability that a token keeps its experts of a layer from one step to the next.
+        zipf: popularity of an expert falls as rank ** -zipf; ranks are shuffled in each layer.
+        seed: of the draws.
+
+    Raises:
+        OptionError: more choices than experts.
+    """
+    if not 1 <= top_k <= num_experts:
+        raise OptionError(f"top_k must be in 1..{num_experts}, the number of experts, found {top_k}.")
+    random = np.random.default_rng(seed)
+    popularity = np.arange(1, num_experts + 1, dtype=np.float64) ** -zipf
+    log_odds = np.stack([np.log(random.permutation(popularity)) for _ in range(layers)])  # [L, E]
+    chosen = np.zeros((layers, tokens, top_k), dtype=np.int64)
+    trace = []
+    for step in range(steps):
+        # the k largest of log-odds plus Gumbel noise are k draws without replacement
+        noise = random.gumbel(size=(layers, tokens, num_experts))
+        fresh = np.argsort(-(log_odds[:, None] + noise), axis=-1)[..., :top_k]
+        keep = (random.random((layers, tokens, 1)) < stay) & (step > 0)
+        chosen = np.where(keep, chosen, fresh)
+        trace.append([tuple(np.unique(row).tolist()) for row in chosen])
+    return trace
+
+
+def site(layer: int) -> str:
+    """The name a trace's layer goes by."""
+    return f"layers.{layer}"
+
+
+def layer_of(site: str) -> int:
+    """The layer that `site` named."""
+    return int(site.rpartition(".")[2])
+
+
+def keys(trace: Trace) -> list[list[list[Key]]]:
+    """The trace as keys: ``[step][layer]``."""
+    return [[[Key(site(layer), e) for e in experts] for layer, experts in enumerate(step)] for step in trace]
+
+
+def by_site(trace: Trace) -> list[Mapping[str, tuple[int, ...]]]:
+    """The trace as an `Oracle` reads it: per step, site -> experts."""
+    return [{site(layer): experts for layer, experts in enumerate(step)} for step in trace]

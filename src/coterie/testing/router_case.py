@@ -1,0 +1,116 @@
+"""A row of the router battery: a router, its facts, and its rule for one item in plain Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coterie.routers.base import Router, Scope
+from coterie.routing import RouteContext
+
+# (logits of the routes one item may use, k) -> weight of each route it takes
+Rule = Callable[[Mapping[int, float], int], Mapping[int, float]]
+
+
+@dataclass(frozen=True)
+class RouterCase:
+    """A row of the table.
+
+    Attributes:
+        name: shown in the test's id.
+        build: makes the router; called after ``torch.manual_seed``.
+        rule: the same decision for one item in plain Python; route ids that tie go to the lower id.
+        k: choices per item the router was built with; most: the most an override may ask for.
+        width: D of the items.
+        vocab: ids of the context are drawn below it.
+        learned, causal, variable_k, carries, stochastic, scope: the facts the router must declare.
+    """
+
+    name: str
+    build: Callable[[], Router]
+    rule: Rule
+    k: int
+    most: int
+    width: int = 8
+    vocab: int = 32
+    learned: bool = True
+    causal: bool = True
+    variable_k: bool = False
+    carries: bool = False
+    stochastic: bool = False
+    scope: Scope = "token"
+
+    def make(self) -> Router:
+        """The router, the same one every time, with parameters large enough to tell items apart."""
+        torch.manual_seed(0)
+        router = self.build()
+        for parameter in router.parameters():
+            nn.init.normal_(parameter)
+        return router
+
+    def items(self, num_items: int = 13, seed: int = 1) -> tuple[Tensor, RouteContext]:
+        """Random items and a context that tells who they are."""
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(num_items, self.width, generator=generator)
+        ids = torch.randint(self.vocab, (num_items,), generator=generator)
+        position = torch.arange(num_items)
+        return x, RouteContext(ids=ids, position=position, sequence=torch.zeros_like(position), seed=3)
+
+
+def limited_contexts(case: RouterCase, num_experts: int) -> list[tuple[str, Tensor, RouteContext]]:
+    """Items and a context for every limit a context can set, alone and together, each with a name."""
+    x, ctx = case.items()
+    generator = torch.Generator().manual_seed(5)
+    bias = torch.randn(len(x), num_experts, generator=generator) * 2
+    allowed = torch.rand(len(x), num_experts, generator=generator) < 0.5
+    mask = torch.arange(len(x)) % 4 != 0
+    changes: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "bias per item": {"bias": bias},
+        "bias per sequence": {"bias": bias[:2, None], "sequence": torch.arange(len(x)) % 2},
+        "allowed": {"allowed": allowed},
+        "k=1": {"overrides": {"k": 1}},
+        "k=most": {"overrides": {"k": case.most}},
+        "all at once": {"bias": bias, "allowed": allowed, "mask": mask, "overrides": {"k": case.most}},
+    }
+    return [(name, x, replace(ctx, **change)) for name, change in changes.items()]
+
+
+def dense_by_rule(case: RouterCase, router: Router, x: Tensor, ctx: RouteContext) -> Tensor:
+    """[T, E]: the row's rule on the score part's logits, biased and limited by plain loops."""
+    dense = torch.zeros(len(x), router.num_experts)
+    with torch.no_grad():
+        logits = router.score(x, ctx)[0]
+    for t in range(len(x)):
+        open_routes = {}
+        for route, expert in enumerate(router.routes.expert):
+            null = expert == router.num_experts
+            if not null and ctx.allowed is not None and not ctx.allowed[t, expert]:
+                continue
+            shift = 0.0 if null else _bias(ctx, t, expert)
+            open_routes[route] = float(logits[t, route]) + shift
+        if ctx.mask is not None and not ctx.mask[t]:
+            open_routes = {}
+        for route, weight in case.rule(open_routes, ctx.overrides.get("k", case.k)).items():
+            if router.routes.expert[route] < router.num_experts:
+                dense[t, router.routes.expert[route]] += weight
+    return dense
+
+
+def _bias(ctx: RouteContext, t: int, expert: int) -> float:
+    if ctx.bias is None:
+        return 0.0
+    if ctx.bias.dim() == 3:
+        assert ctx.sequence is not None
+        return float(ctx.bias[int(ctx.sequence[t]), 0, expert])
+    return float(ctx.bias[t, expert])
+
+
+def select_items(ctx: RouteContext, index: Tensor) -> RouteContext:
+    """The context of the items ``index``."""
+    names = ("mask", "sequence", "position", "ids")
+    return replace(ctx, **{n: value[index] for n in names if (value := getattr(ctx, n)) is not None})
