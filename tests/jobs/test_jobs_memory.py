@@ -13,10 +13,10 @@ from coterie.testing.checkpoints import save_tiny
 
 SHAPE = {"layers": 3, "experts": 32, "k": 4, "width": 512, "inner": 1024}
 
-# What a process does, with argv: mode, model, bytes. It warms every library first on another, tiny model;
-# what it holds then is the baseline.
+# What a process does, with argv: mode, model, a smaller model, bytes. It runs the smaller one first; what it holds
+# then is the baseline.
 PROGRAM = """
-import json, resource, sys
+import ctypes, gc, json, resource, sys
 import torch
 from coterie.jobs.load import load
 from coterie.store.machine import data_size
@@ -33,6 +33,8 @@ warming = load(warm, context=64)
 generate(warming)
 warming.coterie.close()
 del warming
+gc.collect()
+ctypes.CDLL("libc.so.6").malloc_trim(0)
 if mode != "free":
     limit = data_size() + budget
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -53,7 +55,9 @@ except (MemoryError, RuntimeError) as error:
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
     big = save_tiny(folder / "big", "olmoe", dtype=torch.bfloat16, tokenizer=False, **SHAPE)
-    return big, save_tiny(folder / "warm", "olmoe", dtype=torch.bfloat16, tokenizer=False)
+    # the same shapes, so that libraries have made their kernels, threads and buffers before the limit is set
+    warm = {**SHAPE, "layers": 1}
+    return big, save_tiny(folder / "warm", "olmoe", dtype=torch.bfloat16, tokenizer=False, **warm)
 
 
 def run(mode, models, budget=0):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from coterie.errors import OptionError
 from coterie.experts.base import Experts
+from coterie.experts.buckets import bucketed
 from coterie.experts.grouped import grouped_rows
 from coterie.experts.shape import FFNShape
 from coterie.ops.dispatch import dispatch, group_by_expert
@@ -42,9 +43,11 @@ def expert_forward(x: Tensor, weights: Mapping[str, Tensor], shape: FFNShape) ->
         weights: the names and shapes of `FFNShape.weight_shapes`.
         shape: how they fit together.
     """
-    ups = [_linear(x, weights, name, shape.transposed) for name in shape.up_names]
+    filled = bucketed(x)
+    ups = [_linear(filled, weights, name, shape.transposed) for name in shape.up_names]
     hidden = shape.hidden(ups[-1], ups[0] if len(ups) == 2 else None)
-    return shape.finish(_linear(hidden, weights, "down_proj", shape.transposed), weights.get("post_norm"))
+    rows = _linear(hidden, weights, "down_proj", shape.transposed)[: x.shape[0]]
+    return shape.finish(rows, weights.get("post_norm"))
 
 
 class FFN(Experts):

@@ -64,11 +64,7 @@ def _matmul(x: Tensor, matrices: Tensor, counts: Tensor) -> Tensor:
     """``x [S, I]`` in groups of ``counts [E]`` rows, each times its own of ``matrices [E, I, O]``: [S, O]."""
     if not has_grouped_mm(x, matrices):
         return _matmul_each(x, matrices, counts)
-    y = F.grouped_mm(x, matrices, offs=torch.cumsum(counts, 0, dtype=torch.int32))
-    if y.requires_grad:
-        # Its backward refuses gradients that were expanded, as those of a sum are.
-        y.register_hook(lambda grad: grad.contiguous())
-    return y
+    return F.grouped_mm(x, matrices, offs=torch.cumsum(counts, 0, dtype=torch.int32))
 
 
 def _matmul_each(x: Tensor, matrices: Tensor, counts: Tensor) -> Tensor:

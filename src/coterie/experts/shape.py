@@ -100,7 +100,7 @@ class FFNShape:
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of one expert's weights, in the order they are computed with."""
         out = 2 * self.inner if self.up_names == ("gate_up_proj",) else self.inner
-        sizes = {name: (out, self.width) for name in self.up_names} | {"down_proj": (self.width, self.inner)}
+        sizes = dict.fromkeys(self.up_names, (out, self.width)) | {"down_proj": (self.width, self.inner)}
         shapes: dict[str, tuple[int, ...]] = {}
         for name, (rows, columns) in sizes.items():
             shapes[name] = (columns, rows) if self.transposed else (rows, columns)

@@ -41,14 +41,12 @@ class Residence:
     """Where a loaded model lives: ``model.coterie``. Reading is thread-safe; `close` ends the model's use.
 
     Attributes:
-        libraries: bytes of the process that are not in the budget: interpreter, libraries, what was there before.
         context, batch, prefill: tokens and sequences the budget made room for, and most tokens at once of each.
     """
 
     checkpoint: Checkpoint
     budget: Budget
     store: Store
-    libraries: int
     context: int
     batch: int
     prefill: int
@@ -61,6 +59,11 @@ class Residence:
     def resident_bytes(self) -> int:
         """Bytes of experts in memory now."""
         return self.store.resident * self.checkpoint.bytes_per_expert
+
+    @property
+    def libraries(self) -> int:
+        """Bytes of the process now that the budget does not count: interpreter, libraries and their kernels."""
+        return max(0, anonymous_memory() - self.budget.fixed - self.resident_bytes)
 
     def describe(self) -> str:
         """The budget and the store's numbers, for people."""
@@ -112,7 +115,6 @@ def load(
         OptionError: an unknown policy or predictor, or a number out of range.
     """
     policies, predictor = POLICIES.get(policy), PREDICTORS.get(prefetch)
-    libraries = anonymous_memory()
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(locate(model, revision))
     context = _context(checkpoint, context)
     blobs = {Key(site.name, e): Blob(site.parts(e)) for site in checkpoint.sites for e in range(site.num_experts)}
@@ -126,7 +128,7 @@ def load(
     except BaseException:
         store.close()
         raise
-    host.coterie = Residence(checkpoint, budget, store, libraries, context, batch, prefill)
+    host.coterie = Residence(checkpoint, budget, store, context, batch, prefill)
     host.generation_config.prefill_chunk_size = prefill
     host.register_forward_pre_hook(_guard, with_kwargs=True)
     return host

@@ -48,24 +48,23 @@ class Session:
 class RouterBridge(nn.Module):
     """Stands where transformers has a router and calls ours. Always subclassed together with the router's class."""
 
-    inner: nn.Module
+    inner: Any
+    site: str
+    session: Session
+    top_k: int
+    num_experts: int
 
-    @property
-    def top_k(self) -> int:
-        """Choices per item of the router that was replaced."""
-        return self._top_k
-
-    @property
-    def num_experts(self) -> int:
-        """E."""
-        return int(self.inner.num_experts)  # type: ignore[arg-type]
+    def take(self, site: MoESite, router: Any, session: Session) -> None:
+        """In place of ``__init__``, which would be that of the router's class."""
+        nn.Module.__init__(self)
+        self.inner, self.site, self.session = router, site.name, session
+        self.top_k, self.num_experts = site.top_k, router.num_experts
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[..., D] -> logits [T, R], weights and indices [T, K]; index E is no expert."""
-        session: Session = self._session[0]
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
-        routing = self.inner(x, session.context.at(self._site, session.carry))
-        session.carry = routing.carry
+        routing = self.inner(x, self.session.context.at(self.site, self.session.carry))
+        self.session.carry = routing.carry
         weights, indices = routing.padded()
         logits = routing.dense() if routing.logits is None else routing.logits
         return logits, weights, indices
@@ -162,12 +161,10 @@ def _attach_routers(model: Any, sites: tuple[MoESite, ...], factory: RouterFacto
     return undo
 
 
-def _bridged(site: MoESite, router: Any, session: Session) -> Any:
+def _bridged(site: MoESite, router: Any, session: Session) -> RouterBridge:
     """A `RouterBridge` that is an instance of the class it replaces, so that recorder hooks match."""
     original = type(site.gate)
-    kind = type(f"Bridged{original.__name__}", (RouterBridge, original), {"__module__": RouterBridge.__module__})
-    bridge = kind.__new__(kind)
-    nn.Module.__init__(bridge)
-    bridge.inner = router
-    bridge._top_k, bridge._site, bridge._session = site.top_k, site.name, (session,)
+    kind: Any = type(f"Bridged{original.__name__}", (RouterBridge, original), {"__module__": RouterBridge.__module__})
+    bridge: RouterBridge = kind.__new__(kind)
+    bridge.take(site, router, session)
     return bridge.train(site.gate.training)

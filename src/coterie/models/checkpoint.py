@@ -5,6 +5,7 @@ Everything that can be wrong with a directory is found here, before anything big
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -89,10 +90,9 @@ class Checkpoint:
     def eos_ids(self) -> frozenset[int]:
         """Tokens that end a text, by generation_config.json, else by config.json."""
         ids = self.config.eos_token_id
-        try:
+        # only defaults live there: it may be absent, and a broken one is reported when the model is loaded
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             ids = json.loads((self.path / "generation_config.json").read_text()).get("eos_token_id", ids)
-        except (OSError, ValueError, AttributeError):
-            pass  # only defaults live there; a broken file is reported when the model is loaded
         return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
 
     def fingerprint(self) -> str:

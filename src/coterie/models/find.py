@@ -58,14 +58,14 @@ def _site(path: str, block: nn.Module) -> MoESite | None:
     for name, child in children.items():
         if name != experts_name and _routes(child, module):
             return MoESite(
-                f"{prefix}{experts_name}", f"{prefix}{name}", path, child, module, _layer(path), _int(module.num_experts),
-                _int(child.top_k),
+                f"{prefix}{experts_name}", f"{prefix}{name}", path, child, module, _layer(path),
+                num_experts=_number(module, "num_experts"), top_k=_number(child, "top_k"),
             )  # fmt: skip
     return None
 
 
-def _routes(gate: Any, experts: Any) -> bool:
-    return hasattr(gate, "top_k") and getattr(gate, "num_experts", None) == experts.num_experts
+def _routes(gate: nn.Module, experts: nn.Module) -> bool:
+    return hasattr(gate, "top_k") and getattr(gate, "num_experts", None) == _number(experts, "num_experts")
 
 
 def _layer(path: str) -> int:
@@ -73,5 +73,5 @@ def _layer(path: str) -> int:
     return int(number[1]) if number else 0
 
 
-def _int(value: Any) -> int:
-    return int(value)
+def _number(module: Any, name: str) -> int:
+    return int(getattr(module, name))

@@ -11,8 +11,9 @@ from coterie.errors import CheckpointError
 from coterie.models.families import family_of
 from coterie.models.shards import INDEX, SINGLE, check_not_quantised, read_json
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BESIDE = ["*.json", "tokenizer*", "*.model", "*.jinja", "vocab.txt", "merges.txt"]
+_REFUSALS = ("GatedRepoError", "RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError")
 
 
 def resolve(model: str | Path, revision: str | None = None) -> Path:
@@ -39,30 +40,46 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
 def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    options: dict[str, Any] = {"repo_id": name, "revision": revision}
-    config_path = _fetch(name, revision, lambda: hf_hub_download(filename="config.json", **options))
-    config = read_json(Path(config_path))
+    commit = _commit(name, revision)
+    # without an answer from the hub the cache may still have it, and asking again for every file takes minutes
+    options: dict[str, Any] = {"repo_id": name, "revision": commit or revision, "local_files_only": commit is None}
+
+    def one(file: str) -> Path:
+        return Path(_ask(name, revision, lambda: hf_hub_download(filename=file, **options)))
+
+    config = read_json(one("config.json"))
     family_of(config, name)
     check_not_quantised(config, name)
-    weights = _weight_files(lambda file: _fetch(name, revision, lambda: hf_hub_download(filename=file, **options)))
-    patterns = [*_BESIDE, *weights]
-    return Path(_fetch(name, revision, lambda: snapshot_download(allow_patterns=patterns, **options)))
+    patterns = [*_BESIDE, *_weight_files(one)]
+    return Path(_ask(name, revision, lambda: snapshot_download(allow_patterns=patterns, **options)))
 
 
-def _weight_files(fetch: Callable[[str], str]) -> list[str]:
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit that ``revision`` means now; None if the hub cannot be reached."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().model_info(name, revision=revision, timeout=10).sha
+    except Exception as error:  # the network library below the hub's client raises kinds of its own
+        if type(error).__name__ in _REFUSALS:
+            raise CheckpointError(_failure(name, revision, error)) from error
+        return None
+
+
+def _weight_files(fetch: Callable[[str], Path]) -> list[str]:
     """The shards the index names: repositories may hold the same weights a second time under other names."""
     try:
-        index = read_json(Path(fetch(INDEX)))
+        index = read_json(fetch(INDEX))
     except CheckpointError:
         return [SINGLE]
     return sorted({str(file) for file in dict(index.get("weight_map", {})).values()})
 
 
-def _fetch(name: str, revision: str | None, get: Callable[[], str]) -> str:
-    """Run one call to the hub; any way it fails becomes one sentence."""
+def _ask(name: str, revision: str | None, get: Callable[[], Any]) -> str:
+    """One call to the hub; any way it fails becomes one sentence."""
     try:
-        return get()
-    except (OSError, ValueError, RuntimeError) as error:  # the hub's own errors and those of its network client
+        return str(get())
+    except Exception as error:  # as in `_commit`
         raise CheckpointError(_failure(name, revision, error)) from error
 
 
@@ -71,7 +88,7 @@ def _failure(name: str, revision: str | None, error: Exception) -> str:
     at = f" at revision {revision}" if revision else ""
     if kind == "GatedRepoError":
         return f"{name} is gated: accept its licence on the hub's page of the model, then type: hf auth login"
-    if kind in ("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError", "RemoteEntryNotFoundError"):
+    if kind in _REFUSALS or kind == "RemoteEntryNotFoundError":
         return (
             f"There is no directory {name}, and the hub has no such model{at} ({kind}). Check the spelling; for a "
             "private model type: hf auth login"

@@ -41,8 +41,8 @@ def items_of(body: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ite
     """
     given = inspect.signature(body.forward).bind_partial(*args, **kwargs).arguments
     given = {**given.pop("kwargs", {}), **given}
-    ids, embeddings = given.get("input_ids"), given.get("inputs_embeds")
-    table = ids if ids is not None else embeddings[..., 0]
+    ids = given.get("input_ids")
+    table: Tensor = given["inputs_embeds"][..., 0] if ids is None else ids
     batch, length = table.shape
     cache = given.get("past_key_values")
     past = int(cache.get_seq_length()) if cache is not None else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ def read_into(target: Tensor, part: TensorRange) -> None:
         CheckpointError: the file is gone or ends too early.
     """
     assert target.nbytes == part.nbytes, (target.shape, target.dtype, part)
-    buffer = memoryview(target.reshape(-1).view(torch.uint8).numpy()) if part.nbytes else memoryview(b"")
+    flat: Any = target.reshape(-1).view(torch.uint8).numpy()
+    buffer = memoryview(flat)
     done = 0
     try:
         with part.path.open("rb", buffering=0) as file:

@@ -5,11 +5,12 @@ is imported from its module, whose name it would hide here.)
 """
 
 from coterie.ops.dispatch import Groups, combine, combine_reference, group_by_expert
-from coterie.ops.select import check_groups, group_limited_top_k, hash_choice, top_k
+from coterie.ops.select import check_groups, check_k, group_limited_top_k, hash_choice, top_k
 
 __all__ = [
     "Groups",
     "check_groups",
+    "check_k",
     "combine",
     "combine_reference",
     "group_by_expert",

@@ -50,7 +50,7 @@ def dispatch(x: Tensor, routing: Routing) -> Tensor:
     if x.shape[0] != routing.num_items:
         raise RoutingError(f"x must have T={routing.num_items} rows, found {tuple(x.shape)}.")
     if torch.is_grad_enabled() and x.requires_grad:
-        return _Dispatch.apply(x, routing)  # type: ignore[no-untyped-call]
+        return _Dispatch.apply(x, routing)
     return x.index_select(0, routing.item)
 
 
@@ -76,7 +76,7 @@ def combine(rows: Tensor, routing: Routing) -> Tensor:
     if rows.shape[0] != routing.num_assignments:
         raise RoutingError(f"rows must be [S={routing.num_assignments}, ...], found {tuple(rows.shape)}.")
     if torch.is_grad_enabled() and (rows.requires_grad or routing.weight.requires_grad):
-        return _Combine.apply(rows, routing.weight, routing)  # type: ignore[no-untyped-call]
+        return _Combine.apply(rows, routing.weight, routing)
     return _sum_per_item(_weighted(rows, routing.weight), routing).to(rows.dtype)
 
 
@@ -93,7 +93,7 @@ class _Combine(torch.autograd.Function):
         wide = _accumulation_dtype(rows, weight)
         each = dispatch(grad, ctx.routing).to(wide)
         to_rows = _weighted(each, weight).to(rows.dtype) if ctx.needs_input_grad[0] else None
-        to_weight = (each * rows.to(wide)).flatten(1).sum(1).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        to_weight = _inner(each, rows.to(wide)).to(weight.dtype) if ctx.needs_input_grad[1] else None
         return to_rows, to_weight, None
 
 
@@ -120,6 +120,11 @@ def _weighted(rows: Tensor, weight: Tensor) -> Tensor:
     return rows * weight.view(-1, *[1] * (rows.dim() - 1))
 
 
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """[S, *D] twice -> [S]."""
+    return (a * b).unsqueeze(-1).flatten(1).sum(1)
+
+
 def _accumulation_dtype(rows: Tensor, weight: Tensor) -> torch.dtype:
     return torch.promote_types(rows.dtype, weight.dtype)
 
@@ -129,7 +134,7 @@ def _sum_per_item(weighted: Tensor, routing: Routing) -> Tensor:
     items, rows = routing.num_items, routing.num_assignments
     if items and rows and rows % items == 0 and _each_has(rows // items, routing):
         first, *others = weighted.reshape(items, rows // items, *weighted.shape[1:]).unbind(1)
-        total = first.clone()
+        total = first + 0  # as the ragged sum starts: -0 becomes 0
         for row in others:
             total += row
         return total

@@ -35,8 +35,7 @@ def top_k(scores: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
         OptionError: ``k`` is not in 1..R.
     """
     num_routes = scores.shape[1]
-    if not 1 <= k <= num_routes:
-        raise OptionError(f"k={k} cannot choose among {num_routes} routes. Ask for 1 to {num_routes}.")
+    check_k(k, num_routes)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
     # a stable descending sort keeps equal scores in ascending id, on every device
@@ -76,6 +75,16 @@ def group_limited_top_k(
     # one column more than there are groups takes the empty places
     is_kept = torch.zeros(num_items, num_groups + 1, dtype=torch.bool, device=scores.device).scatter(1, kept, True)
     return top_k(scores, k, is_kept[:, :num_groups].repeat_interleave(size, dim=1))
+
+
+def check_k(k: int, num_routes: int) -> None:
+    """Whether ``k`` different routes can be chosen among R.
+
+    Raises:
+        OptionError: ``k`` is not in 1..R.
+    """
+    if not 1 <= k <= num_routes:
+        raise OptionError(f"k={k} cannot choose among {num_routes} routes. Ask for 1 to {num_routes}.")
 
 
 def check_groups(num_routes: int, k: int, num_groups: int, keep_groups: int) -> None:

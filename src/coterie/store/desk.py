@@ -97,7 +97,6 @@ class Desk:
             for lease in self._leases:
                 if read.key in lease.pending:
                     lease.ready.append(read.key)
-            self._freed()
             self._changed.notify_all()
 
     def failed(self, read: Read, error: StoreError) -> None:
@@ -107,7 +106,6 @@ class Desk:
             for lease in self._leases:
                 if read.key in lease.pending:
                     lease.error = error
-            self._freed()
             self._changed.notify_all()
 
     def retire(self, slots: int, deadline: float | None) -> list[int]:

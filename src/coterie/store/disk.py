@@ -49,6 +49,9 @@ class DiskTier(Tier):
         for descriptor, _ in files.values():
             os.close(descriptor)
 
+    def __del__(self) -> None:
+        self.close()
+
     def _read(self, segment: Segment, buffer: memoryview) -> int:
         target = buffer[segment.offset : segment.offset + segment.length]
         descriptor, direct = self._open(segment.path)
@@ -112,7 +115,7 @@ def _fill(descriptor: int, target: memoryview, start: int, direct: bool) -> int:
     while done < len(target):
         count = os.preadv(descriptor, [target[done:]], start + done)
         done += count
-        # a direct read that stops between blocks has met the end; asking again there is an error
+        # a direct read that stops between blocks has met the end; some filesystems refuse to be asked on from there
         if count == 0 or (direct and done % ALIGNMENT):
             break
     return done

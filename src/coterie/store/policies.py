@@ -28,6 +28,10 @@ class Moment(NamedTuple):
         """Layers to come before ``layer`` is reached; the present one is the farthest of all."""
         return (layer - self.layer - 1) % self.layers
 
+    def at(self, layer: int) -> Moment:
+        """The moment when ``layer`` is reached next."""
+        return Moment(self.step + (layer <= self.layer), layer, self.layers)
+
 
 class Resident(Protocol):
     """What a policy may know of a candidate."""

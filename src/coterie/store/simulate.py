@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from coterie.store.blob import Key
 from coterie.store.governor import Governor
@@ -177,24 +178,19 @@ class _Run:
 
 
 def belady_loads(trace: Trace, slots: int) -> int:
-    """The fewest loads any policy can do with ``slots`` slots, when a layer's experts come in any order.
+    """A lower bound: no policy, with or without prediction, loads fewer experts with ``slots`` slots.
 
-    Residents first, then the missing ones, farthest next use first; the victim is always whoever is
-    used again last (Belady 1966).
+    After each layer the experts that are used again first are kept (Belady 1966). A store may need a
+    few loads more, since what was loaded last must stay in a slot for a moment, wanted or not.
     """
-    policy = Belady(keys(trace))
+    steps = keys(trace)
+    future = Belady(steps)
     resident: set[Key] = set()
     loads = 0
-    for step, layers in enumerate(keys(trace)):
+    for step, layers in enumerate(steps):
         for layer, needed in enumerate(layers):
             now = Moment(step, layer, len(layers))
-
-            def next_use(key: Key, now: Moment = now) -> tuple[float, float]:
-                return policy.next_use(key, now)
-
-            for key in sorted(set(needed) - resident, key=next_use, reverse=True):
-                if len(resident) == slots:
-                    resident.remove(max(resident, key=next_use))
-                resident.add(key)
-                loads += 1
+            loads += len(set(needed) - resident)
+            by_next_use = sorted(resident.union(needed), key=partial(future.next_use, now=now))
+            resident = set(by_next_use[:slots])
     return loads

@@ -101,7 +101,7 @@ class SlotTable:
         assert key not in self._entries, key
         if self.capacity > self.limit:
             return None
-        if not self._free and not self._evict(now, now.ahead(layer) if prefetch else None):
+        if not self._free and not self._evict(now, layer if prefetch else None):
             return None
         entry = Entry(key, layer, self._free.pop(), predicted=prefetch, prefetched=prefetch)
         self._entries[key] = entry
@@ -179,11 +179,14 @@ class SlotTable:
         assert all(count > 0 for count in self._wanted.values()), self._wanted
 
     def _evict(self, now: Moment, ahead: int | None) -> bool:
-        """Free one slot for a demand (``ahead`` None) or for a prefetch of a layer so many layers ahead."""
-        victim = self.policy.victim((e for e in self._candidates() if not e.predicted), now)
+        """Free one slot for a demand, or (``ahead``) for a prefetch of that layer."""
+        # a prefetch drops what its demand would drop later, so that reading early costs no further reads
+        then = now if ahead is None else now.at(ahead)
+        victim = self.policy.victim((e for e in self._candidates() if not e.predicted), then)
         if victim is None:
-            victim = max((e for e in self._candidates() if e.predicted), key=lambda e: now.ahead(e.layer), default=None)
-            if victim is None or (ahead is not None and now.ahead(victim.layer) <= ahead):
+            predicted = (e for e in self._candidates() if e.predicted)
+            victim = max(predicted, key=lambda entry: now.ahead(entry.layer), default=None)
+            if victim is None or (ahead is not None and now.ahead(victim.layer) <= now.ahead(ahead)):
                 return False
         assert self._may_go(victim), victim
         del self._entries[victim.key]

@@ -29,6 +29,7 @@ def sticky(
     *,
     stay: float = 0.6,
     zipf: float = 0.8,
+    together: bool = True,
     seed: int = 0,
 ) -> Trace:
     """Routes with locality, as decoding shows it.
@@ -36,6 +37,8 @@ def sticky(
     Args:
         stay: probability that a token keeps its experts of a layer from one step to the next.
         zipf: popularity of an expert falls as rank ** -zipf; ranks are shuffled in each layer.
+        together: a token keeps or draws all its experts of a layer at once; False lets each stay or
+            change for itself, so that changes are spread evenly.
         seed: of the draws.
 
     Raises:
@@ -50,10 +53,11 @@ def sticky(
     trace = []
     for step in range(steps):
         # the k largest of log-odds plus Gumbel noise are k draws without replacement
-        noise = random.gumbel(size=(layers, tokens, num_experts))
-        fresh = np.argsort(-(log_odds[:, None] + noise), axis=-1)[..., :top_k]
-        keep = (random.random((layers, tokens, 1)) < stay) & (step > 0)
-        chosen = np.where(keep, chosen, fresh)
+        noisy = log_odds[:, None] + random.gumbel(size=(layers, tokens, num_experts))
+        kept = random.random((layers, tokens, 1 if together else top_k)) < (stay if step else 0.0)
+        held = np.take_along_axis(noisy, chosen, axis=-1)
+        np.put_along_axis(noisy, chosen, np.where(kept, np.inf, held), axis=-1)
+        chosen = np.argsort(-noisy, axis=-1, kind="stable")[..., :top_k]
         trace.append([tuple(np.unique(row).tolist()) for row in chosen])
     return trace
 

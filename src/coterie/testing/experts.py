@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class ExpertsCase:
 
     Attributes:
         name: shown in the test's id.
-        build: makes the module, of two experts or more; called after ``torch.manual_seed``.
+        build: makes the module, of three experts or more; called after ``torch.manual_seed``.
         reference: ``(experts, expert id, row [*D_in]) -> [*D_out]``, differentiable, in plain words.
         inputs, outputs: D_in and D_out.
         dtype: of rows and parameters.
@@ -105,7 +106,7 @@ def check_equal_experts(case: ExpertsCase) -> None:
 
 
 def check_idle(case: ExpertsCase) -> None:
-    """Items without experts give zero and get no gradient; experts without items get none either."""
+    """Items without experts give zero and get no gradient; where nobody has one, nothing gets any."""
     experts, x = case.make(), case.items()
     routing = ragged_routing(experts.num_experts)
     y = experts(x, routing)
@@ -115,8 +116,8 @@ def check_idle(case: ExpertsCase) -> None:
     assert x.grad is not None
     assert not bool(y[idle].any())
     assert not bool(x.grad[idle].any())
-    last = routing.masked(torch.zeros(_NUM_ITEMS, dtype=torch.bool))
-    _assert_no_gradient(case, last, _NUM_ITEMS)
+    nobody = routing.masked(torch.zeros(_NUM_ITEMS, dtype=torch.bool))
+    _assert_no_gradient(case, nobody, _NUM_ITEMS)
 
 
 def check_empty(case: ExpertsCase) -> None:
@@ -131,10 +132,11 @@ def check_other_experts(case: ExpertsCase) -> None:
     routing = ragged_routing(experts.num_experts)
     with torch.no_grad():
         rows = experts.rows(x, routing)
+        together = combine(rows, routing)
         for t in range(_NUM_ITEMS):
             own = routing.item == t
             alone = Routing(routing.item[own] * 0, routing.expert[own], routing.weight[own], 1, routing.num_experts)
-            assert torch.equal(combine(rows[own], alone)[0], combine(rows, routing)[t])
+            assert torch.equal(combine(rows[own], alone)[0], together[t])
 
 
 def check_determinism(case: ExpertsCase) -> None:
@@ -174,23 +176,24 @@ EXPERTS_CHECKS: tuple[Callable[[ExpertsCase], None], ...] = (
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Fill what ``torch.empty`` and its like return with NaN. Changes a setting of the process meanwhile."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic  # its setting is a property that type checkers do not see
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    memory.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        memory.fill_uninitialized_memory = before[1]
 
 
 def ragged_routing(num_experts: int, num_items: int = _NUM_ITEMS) -> Routing:
-    """Item 0 has every expert, item 1 none, the others one or two; the last expert has item 0 only."""
+    """Expert 0 has no item, the last item 0 only; item 0 has all others, item 1 none, the rest one or two."""
     generator = torch.Generator().manual_seed(2)
     dense = torch.zeros(num_items, num_experts)
     for t in range(2, num_items):
-        dense[t, torch.randperm(num_experts - 1, generator=generator)[: 1 + t % 2]] = 1
-    dense[0] = 1
+        dense[t, 1 + torch.randperm(num_experts - 2, generator=generator)[: 1 + t % 2]] = 1
+    dense[0, 1:] = 1
     dense *= 0.2 + torch.rand(dense.shape, generator=generator)
     item, expert = dense.nonzero().unbind(1)
     return Routing(item, expert, dense[item, expert].requires_grad_(), num_items, num_experts)
@@ -245,4 +248,3 @@ def _equalise_stacked(experts: Experts) -> None:
     with torch.no_grad():
         for parameter in experts.parameters():
             parameter.copy_(parameter[:1].expand_as(parameter))
-

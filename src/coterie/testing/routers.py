@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from coterie.errors import OptionError
 from coterie.routers.base import Router
@@ -37,7 +38,7 @@ def check_contract(case: RouterCase) -> None:
         assert routing.chosen.shape == (num_items, case.k)
         assert routing.probs.dtype == routing.weight.dtype == torch.float32
         assert bool(((routing.chosen >= 0) & (routing.chosen <= num_routes)).all())
-        assert bool(((routing.probs >= 0) & (routing.probs <= 1)).all())
+        _assert_probs(routing, torch.ones_like(routing.probs, dtype=torch.bool))
         assert [set(row) for row in _experts(routing)] == [set(row) for row in _experts_of_chosen(router, routing)]
 
 
@@ -92,6 +93,7 @@ def check_mask(case: RouterCase) -> None:
     routing = router(x, replace(ctx, mask=mask)).check()
     assert bool((routing.experts_per_item()[~mask] == 0).all())
     assert bool((routing.chosen[~mask] == router.routes.num_routes).all())
+    _assert_probs(routing, mask[:, None].expand(routing.probs.shape))
     if case.scope == "token":
         _assert_same(routing, router(x, ctx).masked(mask))
 
@@ -169,15 +171,19 @@ def check_override(case: RouterCase) -> None:
 
 
 def check_allowed(case: RouterCase) -> None:
-    """Forbidden experts are not used, by all items or by single ones; with none allowed nobody computes."""
+    """Forbidden experts are improbable and not used, by all items or by single ones; with none nobody computes."""
     router = case.make()
     x, ctx = case.items()
     some = torch.arange(router.num_experts) % 2 == 0
     table = torch.stack([some.roll(t) for t in range(len(x))])
     for allowed in (some, table):
         routing = router(x, replace(ctx, allowed=allowed)).check()
-        assert bool(allowed.expand(len(x), -1)[routing.item, routing.expert].all())
-    assert router(x, replace(ctx, allowed=torch.zeros_like(some))).num_assignments == 0
+        allowed = allowed.expand(len(x), -1)
+        assert bool(allowed[routing.item, routing.expert].all())
+        _assert_probs(routing, router.routes.per_route(allowed, True))
+    nobody = router(x, replace(ctx, allowed=torch.zeros_like(some)))
+    assert nobody.num_assignments == 0
+    _assert_probs(nobody, router.routes.per_route(torch.zeros_like(table), True))
 
 
 def check_bfloat16(case: RouterCase) -> None:
@@ -216,6 +222,13 @@ def _experts_of_chosen(router: Router, routing: Routing) -> list[list[int]]:
     table = (*router.routes.expert, router.num_experts)
     assert routing.chosen is not None
     return [[table[r] for r in row if table[r] < router.num_experts] for row in routing.chosen.tolist()]
+
+
+def _assert_probs(routing: Routing, allowed: Tensor) -> None:
+    """Every probability is one (which NaN is not), and 0 where a route is not allowed."""
+    assert routing.probs is not None
+    assert bool(((routing.probs >= 0) & (routing.probs <= 1)).all())
+    assert not bool(routing.probs[~allowed].any())
 
 
 def _assert_same(found: Routing, expected: Routing) -> None:

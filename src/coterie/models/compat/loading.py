@@ -41,10 +41,10 @@ def load_dense(
             None, config=copy.deepcopy(config), dtype=dtype, output_loading_info=True,
             state_dict={name: _OnDisk(part) for name, part in tensors.items()},
         )  # fmt: skip
-    wrong = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
-    if wrong or found["error_msgs"]:
+    wrong = [*found["missing_keys"], *found["mismatched_keys"], *found["error_msgs"]]
+    if wrong:
         raise CheckpointError(
-            f"{path} does not fill the model: {', '.join(wrong[:3]) or found['error_msgs'][0]}. Copy or download it again."
+            f"{path} does not fill the model: {sorted(map(str, wrong))[0]}. Copy or download it again."
         )
     model.config.name_or_path = str(path)
     _read_generation_config(model, path)

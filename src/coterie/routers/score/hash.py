@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from coterie.errors import OptionError, RoutingError
-from coterie.ops.select import hash_choice
+from coterie.ops.select import check_k, hash_choice
 from coterie.routers.base import Score
 from coterie.routing import RouteContext
 
@@ -49,7 +49,6 @@ def random_table(vocab_size: int, num_routes: int, k: int = 1, *, seed: int = 0)
     Raises:
         OptionError: ``k`` is not in 1..R.
     """
-    if not 1 <= k <= num_routes:
-        raise OptionError(f"k={k} cannot name different routes among {num_routes}. Ask for 1 to {num_routes}.")
+    check_k(k, num_routes)
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(vocab_size, num_routes, generator=generator).topk(k, dim=1).indices

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from coterie.errors import OptionError
-from coterie.ops.select import top_k
+from coterie.ops.select import check_k, top_k
 from coterie.routers.base import Scores, Select
 from coterie.routers.limits import asked_k
 from coterie.routing import RouteContext
@@ -30,8 +29,7 @@ class TopK(Select):
 
     def __init__(self, k: int, num_routes: int, *, corrected: bool = False) -> None:
         super().__init__()
-        if not 1 <= k <= num_routes:
-            raise OptionError(f"k={k} cannot choose among {num_routes} routes. Ask for 1 to {num_routes}.")
+        check_k(k, num_routes)
         self.k, self.num_routes = k, num_routes
         self.register_buffer("correction", torch.zeros(num_routes) if corrected else None)
 

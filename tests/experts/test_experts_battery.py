@@ -1,0 +1,146 @@
+"""Every kind of experts, every check: a new kind adds rows here and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from coterie.experts import FFN, Experts, FFNShape
+from coterie.routing import Routing
+from coterie.testing.experts import EXPERTS_CHECKS, ExpertsCase
+
+NUM_EXPERTS = 5
+METHODS = ("grouped", "loop", "reference")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+IN_EVERY_DTYPE = ("gpt-oss", "post norm", "odd widths")  # between them they have every option; the rest is float32
+
+
+def clamped_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    gate, up = gate.clamp(max=1.5), up.clamp(-1.5, 1.5)
+    return (up + 1) * gate * torch.sigmoid(1.702 * gate)
+
+
+SHAPES = {
+    "gated": FFNShape(16, 8),
+    "separate": FFNShape(16, 8, fused=False, activation="gelu_pytorch_tanh"),
+    "transposed": FFNShape(16, 8, transposed=True),
+    "interleaved": FFNShape(16, 8, interleaved=True),
+    "biased": FFNShape(16, 8, bias=True),
+    "gpt-oss": FFNShape(16, 8, bias=True, transposed=True, interleaved=True, gate_fn=clamped_swiglu),
+    "ungated": FFNShape(16, 24, gated=False, bias=True, activation="relu2"),
+    "post norm": FFNShape(16, 8, post_norm=True),
+    "odd widths": FFNShape(5, 7, bias=True),
+}
+
+
+def one_row(experts: Experts, expert: int, row: Tensor) -> Tensor:
+    """The feed-forward in sums over single coordinates, straight from the stacked weights."""
+    assert isinstance(experts, FFN)
+    shape = experts.shape
+
+    def affine(name: str, x: Tensor) -> Tensor:
+        matrix = getattr(experts, name)[expert]
+        y = torch.einsum("io,i->o" if shape.transposed else "oi,i->o", matrix, x)
+        return y + getattr(experts, f"{name}_bias")[expert] if shape.bias else y
+
+    act = {
+        "silu": lambda z: z * torch.sigmoid(z),
+        "relu2": lambda z: torch.where(z > 0, z * z, 0 * z),
+        "gelu_pytorch_tanh": lambda z: z / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3))),
+    }[shape.activation]
+    if not shape.gated:
+        hidden = act(affine("up_proj", row))
+    else:
+        if not shape.fused:
+            gate, up = affine("gate_proj", row), affine("up_proj", row)
+        elif shape.interleaved:
+            gate, up = affine("gate_up_proj", row).view(-1, 2).unbind(1)
+        else:
+            gate, up = affine("gate_up_proj", row).view(2, -1).unbind(0)
+        hidden = shape.gate_fn(gate, up) if shape.gate_fn else act(gate) * up
+    y = affine("down_proj", hidden)
+    if shape.post_norm:
+        y = y * (1 + experts.post_norm[expert])
+        y = y / (y.pow(2).sum() / shape.width + shape.post_norm_eps).sqrt()
+    return y
+
+
+ROWS = [
+    ExpertsCase(
+        f"{name}, {method}, {dtype}", partial(FFN, NUM_EXPERTS, shape, method), one_row,
+        inputs=(shape.width,), outputs=(shape.width,), dtype=DTYPES[dtype],
+    )
+    for name, shape in SHAPES.items() for method in METHODS for dtype in DTYPES
+    if dtype == "float32" or name in IN_EVERY_DTYPE
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("check", EXPERTS_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("case", ROWS, ids=lambda case: case.name)
+def test_experts(case: ExpertsCase, check: Callable[[ExpertsCase], None]) -> None:
+    check(case)
+
+
+class SortedRows(Experts):
+    """Broken: leaves its rows sorted by expert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_experts = 3
+        self.scale = torch.nn.Parameter(torch.rand(3, 4))
+
+    def rows(self, x: Tensor, routing: Routing) -> Tensor:
+        order = torch.argsort(routing.expert, stable=True)
+        return x[routing.item[order]] * self.scale[routing.expert[order]]
+
+
+class UnwrittenRows(SortedRows):
+    """Broken: skips the last expert and leaves its rows as the memory was."""
+
+    def rows(self, x: Tensor, routing: Routing) -> Tensor:
+        rows = torch.empty(routing.num_assignments, 4)
+        done = routing.expert != 2
+        rows[done] = x[routing.item[done]] * self.scale[routing.expert[done]]
+        return rows
+
+
+class FreshState(SortedRows):
+    """Broken: what it computes with is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.secret = torch.rand(1)
+
+    def rows(self, x: Tensor, routing: Routing) -> Tensor:
+        return x[routing.item] * self.scale[routing.expert] * self.secret
+
+
+class UnweightedForward(SortedRows):
+    """Broken: forgets the routing's weights."""
+
+    def rows(self, x: Tensor, routing: Routing) -> Tensor:
+        return x[routing.item] * self.scale[routing.expert]
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        return torch.zeros_like(x).index_add(0, routing.item, self.rows(x, routing))
+
+
+@pytest.mark.parametrize(
+    ("broken", "check"),
+    [
+        (SortedRows, "check_reference"),
+        (UnwrittenRows, "check_poison"),
+        (FreshState, "check_state_dict"),
+        (UnweightedForward, "check_rows"),
+        (UnweightedForward, "check_equal_experts"),
+    ],
+)
+def test_battery_catches(broken: type[SortedRows], check: str) -> None:
+    case = ExpertsCase("broken", broken, lambda experts, e, row: row * experts.scale[e], inputs=(4,), outputs=(4,))
+    found = {function.__name__: function for function in EXPERTS_CHECKS}[check]
+    with pytest.raises(AssertionError):
+        found(case)
