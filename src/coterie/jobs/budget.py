@@ -11,6 +11,8 @@ from coterie.models.footprint import Footprint
 from coterie.store.machine import available_memory, machine_memory
 from coterie.units import format_bytes, parse_bytes
 
+# what allocators keep in half-used blocks and thread heaps: 2.4 MiB were measured on a small model
+_ALLOCATORS = 4 * 1024**2
 # without --memory, what other programs may want before we are done
 _LEAVE_FREE = 0.1
 
@@ -70,9 +72,8 @@ def split_budget(checkpoint: Checkpoint, footprint: Footprint, memory: str | int
     """
     total = _default(machine_memory()) if memory is None else parse_bytes(memory)
     experts = sum(site.num_experts for site in checkpoint.sites)
-    need = Budget(
-        total, footprint.dense, footprint.cache, footprint.workspace, slot_bytes, 0, experts, checkpoint.expert_bytes
-    )
+    workspace = footprint.workspace + _ALLOCATORS
+    need = Budget(total, footprint.dense, footprint.cache, workspace, slot_bytes, 0, experts, checkpoint.expert_bytes)
     if memory is not None and total > machine_memory():
         raise BudgetError(
             f"--memory {format_bytes(total)} is more than this machine gives the process "
