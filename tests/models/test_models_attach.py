@@ -95,6 +95,7 @@ def test_undo_leaves_nothing(asked_before, asked_inside, prompt):
     attachment.undo()  # a second time does nothing
     assert dict(model.named_modules()) == modules
     assert not model.base_model._forward_pre_hooks
+    assert not model.base_model._forward_hooks
     assert not any(site.experts._is_expert_parallel for site in find_sites(model))
     after = model(prompt, output_router_logits=True)
     assert torch.equal(after.logits, logits)
@@ -110,6 +111,7 @@ def test_nothing_leaks_to_stock_models(prompt):
 
 
 @pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
+@torch.no_grad()
 def test_null_experts_reach_stock_experts(implementation, prompt):
     """A router with null routes: its variable number of choices, through transformers' own experts."""
     model = tiny_model("olmoe")
@@ -141,7 +143,7 @@ def test_routers_are_told_about_their_items(prompt, left_padded):
         def forward(self, x, ctx=None):
             heard.append(ctx)
             routing = super().forward(x, ctx)
-            object.__setattr__(routing, "carry", torch.tensor(0 if ctx.carry is None else ctx.carry + 1))
+            object.__setattr__(routing, "carry", torch.zeros(()) if ctx.carry is None else ctx.carry + 1)
             return routing
 
     def listening(site, old):
@@ -161,10 +163,10 @@ def test_routers_are_told_about_their_items(prompt, left_padded):
 
 def test_a_carry_refuses_gradient_checkpointing():
     model = tiny_model("olmoe")
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     router = top_k(32, 8, 2)
     router.score.carries = True
-    with pytest.raises(UnsupportedError, match="gradient_checkpointing_disable"):
+    with pytest.raises(UnsupportedError, match="activation_checkpointing_disable"):
         attach(model, router=lambda site, old: router)
 
 
@@ -172,7 +174,7 @@ def test_gradient_checkpointing_otherwise(prompt):
     model = tiny_model("mixtral").train()
     with ours(model):
         expected = loss_and_gradients(model, prompt)
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
         found = loss_and_gradients(model, prompt)
     assert torch.equal(found[0], expected[0])
     assert all(torch.equal(found[1][p], gradient) for p, gradient in expected[1].items())

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from coterie.errors import UnsupportedError
@@ -43,6 +44,11 @@ class Session:
         self.context = RouteContext(
             mask=items.mask, sequence=items.sequence, position=items.position, ids=items.ids, training=body.training
         )
+
+    def end(self, *_: object) -> None:
+        """A forward hook of the base model: a block called on its own afterwards knows nothing of these items."""
+        if not torch.is_grad_enabled():  # else the backward pass may yet recompute layers, with the same items
+            self.context, self.carry = RouteContext(), None
 
 
 class RouterBridge(nn.Module):
@@ -136,10 +142,10 @@ def _attach_experts(model: Any, sites: tuple[MoESite, ...], factory: ExpertsFact
 def _attach_routers(model: Any, sites: tuple[MoESite, ...], factory: RouterFactory) -> Callable[[], None]:
     body, session = model.base_model, Session()
     made = [_bridged(site, factory(site, site.gate), session) for site in sites]
-    if any(gate.inner.carries for gate in made) and getattr(model, "is_gradient_checkpointing", False):
+    if any(gate.inner.carries for gate in made) and getattr(model, "is_activation_checkpointing", False):
         raise UnsupportedError(
             "A router that carries from layer to layer cannot be attached under gradient checkpointing. "
-            "Call model.gradient_checkpointing_disable() first."
+            "Call model.activation_checkpointing_disable() first."
         )
     recorded = recorders_installed(body)
     for site, gate in zip(sites, made, strict=True):
@@ -147,10 +153,14 @@ def _attach_routers(model: Any, sites: tuple[MoESite, ...], factory: RouterFacto
             install_recorders(body, gate)
         model.set_submodule(site.gate_name, gate)
     skipping = [(site.experts, accept_sentinels(site.experts)) for site in sites if is_experts(site.experts)]
-    handle = body.register_forward_pre_hook(session.begin, with_kwargs=True)
+    handles = [
+        body.register_forward_pre_hook(session.begin, with_kwargs=True),
+        body.register_forward_hook(session.end),
+    ]
 
     def undo() -> None:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         for module, before in skipping:
             accept_sentinels(module, before)
         for site in sites:

@@ -51,10 +51,12 @@ def footprint(
     Raises:
         OptionError: a number below one.
     """
-    if min(batch, length, chunk or 1) < 1:
+    if min(batch, length, 1 if chunk is None else chunk) < 1:
         raise OptionError(f"batch, length and chunk must be 1 or more, found {batch}, {length}, {chunk}.")
     cache = _cache_bytes(checkpoint, batch, length)
-    workspace = _workspace(checkpoint, batch, length, min(chunk or length, length), all_logits, cache)
+    workspace = _workspace(
+        checkpoint, batch, length, min(length if chunk is None else chunk, length), all_logits, cache
+    )
     return Footprint(checkpoint.dense_bytes, cache, workspace, batch, length)
 
 
@@ -90,14 +92,20 @@ def _workspace(
 
 
 def _attention(config: Any, size: int, batch: int, length: int, chunk: int, cache: int) -> int:
-    """Scaled dot-product attention in blocks: no table of all scores, but keys and values for every head."""
+    """Scaled dot-product attention: keys and values for every head, and all scores only where it must have them.
+
+    torch computes in blocks, without a table of scores, if queries and values are equally wide per head;
+    else (multi-head latent attention) it holds up to three float32 tables [B, heads, N, N].
+    """
     heads = config.num_attention_heads
     usual = getattr(config, "head_dim", None) or config.hidden_size // heads
-    dim = max(usual, getattr(config, "qk_head_dim", 0) or 0, getattr(config, "v_head_dim", 0) or 0)
+    of_keys, of_values = (getattr(config, name, None) or usual for name in ("qk_head_dim", "v_head_dim"))
+    dim = max(of_keys, of_values)
     queries = 4 * batch * chunk * heads * dim * size  # before and after rotation, one temporary, and the output
     keys = 4 * batch * length * heads * dim * size  # keys and values repeated or projected for every head
-    mask = batch * chunk * length * (1 + size)
-    return queries + keys + mask + -(-cache // config.num_hidden_layers)  # appending copies one layer's cache
+    scores = 0 if of_keys == of_values else 3 * 4 * batch * heads * chunk * length
+    mask = batch * chunk * length * (1 + 4)
+    return queries + keys + scores + mask + -(-cache // config.num_hidden_layers)  # appending copies a layer's cache
 
 
 def _experts(checkpoint: Checkpoint, tokens: int) -> int:
