@@ -14,7 +14,7 @@ DEV     := $(VENV)/.coterie-dev
 
 PROMPT  := The import statement
 # about half of the pocket model's experts fit beside its other weights
-MEMORY  := 4MiB
+MEMORY  := 8MiB
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -24,7 +24,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
 	printf '  make %-11s %s\n' "$$name" "$$text"; done
 
-demo: $(CORE) ## make a small model and run it with half its experts on disk (two minutes)
+demo: $(CORE) ## make a small model and run it with half its experts on disk
 	@echo '$$ coterie run pocket "$(PROMPT)" --memory $(MEMORY) --max-new-tokens 60'
 	@$(BIN)/coterie run pocket "$(PROMPT)" --memory $(MEMORY) --max-new-tokens 60 --temperature 0
 	@echo

@@ -12,6 +12,7 @@ is there; a run that was killed can still be rendered.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -29,6 +30,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def main() -> None:
     """Parse, run, report."""
     options = _parser().parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end reports what is there, as Ctrl-C does
     try:
         if options.render:
             print(render_file(options.render))
@@ -42,6 +44,8 @@ def main() -> None:
         say(f"Written: {raw.with_suffix('.md')} and {raw.name}")
     except (RuntimeError, OSError, ValueError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def say(text: str) -> None:

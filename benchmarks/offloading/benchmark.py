@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -74,8 +76,26 @@ def run(choice: Choice, results: Path, say: Say) -> Path:
     The file has the configuration in its first line and a run in every other, written as they end.
 
     Raises:
-        RuntimeError: no memory group can be made, files do not get cold, or device bytes are not counted here.
+        RuntimeError: no memory group can be made, files do not get cold, device bytes are not counted here, or
+            another run uses the folder.
     """
+    choice.work.mkdir(parents=True, exist_ok=True)
+    with alone(choice.work):
+        return _run(choice, results, say)
+
+
+@contextlib.contextmanager
+def alone(work: Path) -> Iterator[None]:
+    """Two runs in one folder would overwrite each other's files, and measure each other."""
+    with (work / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(f"Another benchmark is running in {work}. Wait for its end.") from error
+        yield
+
+
+def _run(choice: Choice, results: Path, say: Say) -> Path:
     spec = prepare(choice, say)
     shutil.rmtree(choice.work / "logits", ignore_errors=True)
     counter = check_device_counter(choice.work)

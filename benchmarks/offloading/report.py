@@ -114,6 +114,7 @@ _BYTES: tuple[Column, ...] = (
     ("slots", _number(lambda line: line.slots)),
     ("in-store GB/s", _number(lambda line: line.bandwidth, 2, 1e-9)),
     ("major faults/token", _number(lambda line: line.faults)),
+    ("anonymous MiB", _number(lambda line: line.anonymous, 0, 2**-20)),
     ("group peak MiB", _number(lambda line: line.peak, 0, 2**-20)),
 )
 

@@ -26,7 +26,8 @@ class Line:
             of the ratio within a repeat; None without a partner.
         bound, reached: max(missed / bandwidth, resident time) in ms, and its share in the measured time.
         belady: bytes the best policy of all would have missed on these routes with these slots.
-        peak, anonymous, cache: bytes of the memory group at its fullest, and at the end; None without a group.
+        peak: bytes of the memory group at its fullest, page cache included; None without a group.
+        anonymous: bytes of the process at the end that no file backs: libraries, weights and slots.
         disturbed: runs beside others who used more of the machine than the rule allows, even after a second try.
     """
 
@@ -49,8 +50,7 @@ class Line:
     reached: float | None
     belady: float | None
     peak: float | None
-    anonymous: float | None
-    cache: float | None
+    anonymous: float
     disturbed: int
 
 
@@ -108,8 +108,7 @@ def _line(runs: list[Record], done: list[Record], belady: Belady | None) -> Line
         reached=_middle(bound / median(decode_ms(run)) for bound, run in bounds),
         belady=belady(routes, slots) if belady and slots and ARMS[arm].limited else None,
         peak=_middle(run["group"].get("peak") for run in runs),
-        anonymous=_middle(run["group"].get("anonymous") for run in runs),
-        cache=_middle(run["group"].get("cache") for run in runs),
+        anonymous=median(run["anonymous_bytes"] for run in runs),
         disturbed=sum(run["foreign_share"] > FOREIGN_LIMIT for run in runs),
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from offloading.arms import ARMS, JUDGED, PEER
+from offloading.benchmark import alone
 from offloading.cold import drop, resident_share
 from offloading.facts import file_system
 from offloading.memory_limit import NoMemoryGroup, memory_group
@@ -66,3 +67,10 @@ def test_arms_take_turns_at_being_first() -> None:
     assert len({arm for _, _, arm in (runs[0], *(r for n, r in enumerate(runs) if r[0] != runs[n - 1][0]))}) > 1
     assert [arm for _, _, arm in runs].count(JUDGED) == 3
     assert [arm for _, _, arm in runs].count("accelerate") == ARMS["accelerate"].repeats
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(RuntimeError, match="Another benchmark is running"), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass

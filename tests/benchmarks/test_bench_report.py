@@ -26,7 +26,7 @@ def record(arm: str, ms: float, mb: float, *, routes: str = "uniform", repeat: i
     return {
         "arm": arm, "routes": routes, "repeat": repeat, "status": "ok", "error": 0.001,
         "digest": "same" if ours else arm, "foreign_share": 0.0, "slots": 10, "start": at(0),
-        "group": {"peak": 1, "anonymous": 1, "cache": 0},
+        "group": {"peak": 1}, "anonymous_bytes": 1,
         "steps": [at(n) for n in range(1, 6)],
     } | facts  # fmt: skip
 

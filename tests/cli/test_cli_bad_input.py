@@ -79,7 +79,7 @@ def without_tokenizer(path):
 
 BROKEN = {
     "an empty directory": (empty_directory, ["config.json"]),
-    "a missing shard": (drop_shard, ["safetensors", "again"]),
+    "a missing shard": (drop_shard, ["safetensors", "download it"]),
     "a truncated shard": (truncate, ["truncated", "again"]),
     "a lying header": (lie, ["damaged", "again"]),
     "a dense model": (dense_model, ["dense", "upcycle"]),

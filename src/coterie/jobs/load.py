@@ -69,6 +69,10 @@ class Residence:
         """The budget and the store's numbers, for people."""
         return f"{self.budget.describe()}\n{self.stats().describe()}"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Residence:
+        """Copies of a model live where the model does."""
+        return self
+
     def close(self) -> None:
         """Stop the readers and give the arena back. The model cannot run afterwards."""
         self.store.close()

@@ -178,7 +178,7 @@ def _first_difference(found: Tensor, expected: Tensor) -> Difference | None:
 def _transformers(checkpoint: Checkpoint, ids: Tensor, new_tokens: int) -> Tensor:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=checkpoint.dtype).eval()
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=checkpoint.compute_dtype).eval()
     return _run(model, ids, -new_tokens)[0]
 
 

@@ -52,11 +52,11 @@ def router_from(original: Any, config: Any) -> Router:
 def _preset(family: Family, gate: Any, config: Any) -> Router:
     renormalise = family.renormalise if isinstance(family.renormalise, bool) else getattr(config, family.renormalise)
     with torch.device("meta"):
-        if family.groups is None:
+        if family.scores == "softmax":
             return top_k(
                 gate.hidden_dim, gate.num_experts, gate.top_k, renormalise=renormalise, rounded=family.rounded
             )  # fmt: skip
-        groups, keep = (getattr(config, name) for name in family.groups)
+        groups, keep = (getattr(config, name) for name in family.groups or ())
         return group_limited(
             gate.hidden_dim, gate.num_experts, gate.top_k, num_groups=groups, keep_groups=keep,
             renormalise=renormalise, scale=1.0 if family.scale is None else getattr(config, family.scale),

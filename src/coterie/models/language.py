@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from coterie.experts import Experts
 from coterie.models.bridge import ExpertsBridge
@@ -43,4 +44,14 @@ def load_host(
     drop_cache({part.path for part in checkpoint.dense.values()})
     for site in checkpoint.sites:
         model.set_submodule(site.name, ExpertsBridge(factory(site)))
+    model.get_output_embeddings().register_forward_pre_hook(_plain_strides)
     return model.eval()
+
+
+def _plain_strides(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Hand the head a fresh copy of its few rows.
+
+    A prefill slices out the last token of each sequence. On such strides torch's bfloat16 product on CPUs copies
+    the whole head once per sequence: 0.8 s and 196 MiB for a vocabulary of 50,304 and a width of 2048.
+    """
+    return (args[0].clone(memory_format=torch.contiguous_format), *args[1:])

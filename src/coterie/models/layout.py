@@ -39,28 +39,24 @@ def sort_tensors(model: Any, ranges: Mapping[str, TensorRange], where: str) -> L
         CheckpointError: a tensor is missing, of the wrong shape, or of an expert the config does not have.
         UnsupportedError: a tensor is stored in a type or layout that is not served.
     """
-    names, live, state = DiskNames(model), find_sites(model), model.state_dict()
-    owner = {f"{site.name}.": site for site in live}
-    experts: dict[str, _Found] = {site.name: _Found(site) for site in live}
+    names, state = DiskNames(model), model.state_dict()
+    found = {site.name: _Found(site) for site in find_sites(model)}
     dense: dict[str, TensorRange] = {}
     filled: dict[str, TensorRange] = {}
     for name, part in ranges.items():
         place = names.place(name)
         if place.name not in state:
             continue
-        prefix = place.name[: place.name.rindex(".") + 1]
-        if prefix in owner:
-            weight = place.name[len(prefix) :]
-            if place.parts > 1:
-                weight = _SPLIT[weight][place.part]
-            experts[owner[prefix].name].add(weight, place.expert, name, part)
+        module, _, weight = place.name.rpartition(".")
+        if module in found:
+            weight = weight if place.parts == 1 else _SPLIT[weight][place.part]
+            found[module].add(weight, place.expert, name, part)
         else:
+            _check_type(name, part, where)
             dense[name] = filled[place.name] = part
-    inside = {name for name in state if name.startswith(tuple(owner))} if owner else set()
-    _check_dense(model, filled, {n: tuple(t.shape) for n, t in state.items() if n not in inside}, where)
-    for name, part in dense.items():
-        _check_type(name, part, where)
-    return Layout(tuple(experts[site.name].site(where) for site in live), dense)
+    expected = {name: tuple(t.shape) for name, t in state.items() if name.rpartition(".")[0] not in found}
+    _check_dense(model, filled, expected, where)
+    return Layout(tuple(each.site(where) for each in found.values()), dense)
 
 
 class _Found:

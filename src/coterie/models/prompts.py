@@ -9,6 +9,9 @@ from coterie.errors import CheckpointError, PromptError
 
 Message = dict[str, str]
 
+_VOCABULARIES = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json"}
+_COPY_TOKENIZER = "Copy tokenizer.json and tokenizer_config.json of the model beside its weights."
+
 
 class Prompts:
     """A checkpoint's tokenizer and chat template. Not thread-safe for writing; encoding is."""
@@ -25,14 +28,14 @@ class Prompts:
         """
         from transformers import AutoTokenizer
 
+        if not any(file.name in _VOCABULARIES for file in path.iterdir()):
+            # transformers would make up an empty tokenizer instead of saying so
+            raise CheckpointError(f"{path} has no tokenizer. {_COPY_TOKENIZER}")
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
         except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CheckpointError(
-                f"{path} has no readable tokenizer ({reason}). Copy tokenizer.json and tokenizer_config.json "
-                "of the model beside its weights."
-            ) from error
+            raise CheckpointError(f"The tokenizer in {path} cannot be read ({reason}). {_COPY_TOKENIZER}") from error
         return cls(tokenizer, context)
 
     @property

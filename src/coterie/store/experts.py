@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,10 @@ class StoreExperts(Experts):
             for key, weights in lease:
                 rows[hit[key]] = expert_forward(sent[hit[key]], weights, self.shape)
         return rows
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StoreExperts:
+        """A copy reads the same store: its weights never change, so there is nothing to copy."""
+        return StoreExperts(self.store, self.site, self.num_experts, self.shape, self.prefetcher)
 
     def extra_repr(self) -> str:
         return f"site={self.site!r}, num_experts={self.num_experts}, {self.shape}"

@@ -57,8 +57,10 @@ class DiskNames:
         from transformers.core_model_loading import rename_source_key
 
         renamed, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self._state)
-        if pattern is None or (renamed not in self._state and name in self._state):
-            return Place(renamed if renamed in self._state or name not in self._state else name)
+        if renamed not in self._state and name in self._state:
+            return Place(name)  # stored under its name in memory already
+        if pattern is None:
+            return Place(renamed)
         converter = self._by_pattern[pattern]
         if renamed in self._state and not _stacks(converter):
             raise UnsupportedError(
