@@ -15,6 +15,7 @@ from coterie.jobs.budget import Budget
 from coterie.jobs.load import load
 from coterie.jobs.locate import locate
 from coterie.models.checkpoint import Checkpoint, open_checkpoint
+from coterie.models.compat import quiet
 from coterie.models.language import load_host
 from coterie.models.prompts import Prompts
 from coterie.models.resident import resident_experts
@@ -178,7 +179,8 @@ def _first_difference(found: Tensor, expected: Tensor) -> Difference | None:
 def _transformers(checkpoint: Checkpoint, ids: Tensor, new_tokens: int) -> Tensor:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=checkpoint.compute_dtype).eval()
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=checkpoint.compute_dtype).eval()
     return _run(model, ids, -new_tokens)[0]
 
 

@@ -1,4 +1,4 @@
-"""The pocket model: a small OLMoE that every machine can make for itself in about a minute.
+"""The pocket model: a small OLMoE that every machine can make for itself.
 
 It is trained on text every Python has: the language reference that ships as ``pydoc_data.topics``
 and the docstrings of the standard library. It shows the whole path on a real, learned router; it
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coterie.models.compat import quiet
+
 VOCABULARY = 2048
 SHAPE = {
     "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 4,
@@ -31,8 +33,8 @@ Progress = Callable[[int, int, float], None]
 def train_pocket(path: Path, *, steps: int = STEPS, progress: Progress | None = None) -> None:
     """Train the pocket model and save it, with its tokenizer, as a bf16 checkpoint in ``path``.
 
-    Deterministic for one version of Python, torch and tokenizers on one machine. Blocks for about a
-    minute on two cores. ``progress(step, steps, loss)`` is called after every step.
+    Deterministic for one version of Python, torch and tokenizers on one machine. Blocks for one
+    to three minutes on two cores. ``progress(step, steps, loss)`` is called after every step.
     """
     text = "\n\n".join(python_prose())
     tokenizer = _tokenizer(text)
@@ -42,7 +44,8 @@ def train_pocket(path: Path, *, steps: int = STEPS, progress: Progress | None = 
         model = _model(tokenizer)
         _fit(model, ids, steps, progress)
     model.config.output_router_logits = False
-    model.to(torch.bfloat16).save_pretrained(path)
+    with quiet():
+        model.to(torch.bfloat16).save_pretrained(path)
     tokenizer.save_pretrained(path)
 
 
