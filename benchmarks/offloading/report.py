@@ -140,7 +140,8 @@ Times are medians over the decode tokens of all repeats; ratios are medians of t
 within the same repeat.
 Every run starts from cold files (no page of them in memory, by mincore) in a fresh process and a fresh memory group.
 Device bytes are what the kernel read from the device for the process.
-The bound is max(bytes the store read / its bandwidth in the same run, time of the resident arm).
+The bound is max(bytes the store read / its bandwidth while it decoded, time of the resident arm); it and what it is
+compared with are means over the tokens of a run.
 Belady is the fewest bytes any policy could read on these routes with these slots.
 A run beside others who used more than {rule:.0%} of the processors is repeated once, whatever it showed; then it stays.
 The governor of the prefetching arms tries 8 steps without and 8 with prefetch before it decides.

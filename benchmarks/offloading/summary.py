@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from offloading.arms import ARMS, PEER, RESIDENT
@@ -24,7 +24,8 @@ class Line:
         missed, misses, stall, bandwidth: the store's own bytes, experts, ms waited, bytes per second; None of a peer.
         speedup, device_share: mmap's time by this arm's, this arm's device bytes by mmap's: medians over repeats
             of the ratio within a repeat; None without a partner.
-        bound, reached: max(missed / bandwidth, resident time) in ms, and its share in the measured time.
+        bound, reached: max(missed / bandwidth, resident time) in ms, and its share in the measured time; means over
+            the tokens of a run on both sides, so that a token with many misses counts on both.
         belady: bytes the best policy of all would have missed on these routes with these slots.
         peak: bytes of the memory group at its fullest, page cache included; None without a group.
         anonymous: bytes of the process at the end that no file backs: libraries, weights and slots.
@@ -105,7 +106,7 @@ def _line(runs: list[Record], done: list[Record], belady: Belady | None) -> Line
         speedup=_middle(_ratio(run, _partner(run, done, PEER), _speed) for run in runs),
         device_share=_middle(_ratio(run, _partner(run, done, PEER), _device) for run in runs),
         bound=_middle(bound for bound, _ in bounds),
-        reached=_middle(bound / median(decode_ms(run)) for bound, run in bounds),
+        reached=_middle(bound / mean(decode_ms(run)) for bound, run in bounds),
         belady=belady(routes, slots) if belady and slots and ARMS[arm].limited else None,
         peak=_middle(run["group"].get("peak") for run in runs),
         anonymous=median(run["anonymous_bytes"] for run in runs),
@@ -114,8 +115,12 @@ def _line(runs: list[Record], done: list[Record], belady: Belady | None) -> Line
 
 
 def bandwidth(run: Record) -> float | None:
-    """Bytes per second inside the store during this run, prompt included; None where it read nothing."""
-    first, last = run["start"]["store"], run["steps"][-1]["store"]
+    """Bytes per second inside the store while this run decoded; None where it read nothing.
+
+    Of the decode alone: the disk may have had another speed minutes or seconds earlier, and a bound from then
+    would be none.
+    """
+    first, last = run["steps"][0]["store"], run["steps"][-1]["store"]
     if not last or last["read_seconds"] == first["read_seconds"]:
         return None
     return (last["bytes_read"] - first["bytes_read"]) / (last["read_seconds"] - first["read_seconds"])
@@ -127,7 +132,7 @@ def bound_ms(run: Record, done: Sequence[Record]) -> float | None:
     partner = _partner(run, done, RESIDENT) or next(iter(_of(done, run["routes"], RESIDENT)), None)
     if speed is None or partner is None or not ARMS[run["arm"]].limited:
         return None
-    return max(1000 * per_token(run, "store.bytes_read") / speed, median(decode_ms(partner)))
+    return max(1000 * per_token(run, "store.bytes_read") / speed, mean(decode_ms(partner)))
 
 
 def _ratio(run: Record, partner: Record | None, of: Callable[[Record, Record], float | None]) -> float | None:

@@ -6,12 +6,12 @@ saved with transformers' own `save_pretrained`, with a byte tokenizer beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from coterie.models.compat import quiet
 
 # first the names of the four dimensions every family calls its own way, then what it needs besides
 _SIZES = {
@@ -83,7 +83,7 @@ def save_tiny(
     model = tiny_model(family, dtype=dtype, seed=seed, **sizes)
     total = sum(p.numel() * p.element_size() for p in model.parameters())
     limit = -(-total // shards) + (64 if shards > 1 else 1 << 20)
-    with _quiet():
+    with quiet():
         model.save_pretrained(path, max_shard_size=limit, save_original_format=not stacked)
     if tokenizer:
         tiny_tokenizer().save_pretrained(path)
@@ -108,16 +108,3 @@ def tiny_tokenizer() -> Any:
     )
     tokenizer.chat_template = _CHAT
     return tokenizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
