@@ -98,7 +98,8 @@ class Engine:
         same = (self._cached[0, :length] == ids[0, :length]).long().cumprod(0).sum()
         if int(same) == 0 or not hasattr(self._cache, "crop"):
             return None
-        self._cache.crop(int(same))
+        if surplus := self._cache.get_seq_length() - int(same):
+            self._cache.crop(-surplus)
         return self._cache
 
     def _ends(self) -> set[int]:
