@@ -35,7 +35,10 @@ def one_sentence(verb: Callable[P, None]) -> Callable[P, None]:
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            stop("The machine had no memory left. Give a smaller --memory, a shorter prompt or fewer new tokens.", 5)
+            stop(
+                "The machine had no memory left. Give a smaller --memory, a shorter prompt or fewer new tokens.",
+                OUT_OF_MEMORY,
+            )
 
     return wrapped
 
