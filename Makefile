@@ -30,7 +30,7 @@ demo: $(CORE) ## make a small model and run it with half its experts on disk
 	@echo
 	@echo 'Next:'
 	@echo '  . $(VENV)/bin/activate'
-	@echo '  coterie verify pocket --memory $(MEMORY)      # the proof: the same bits as with everything in memory'
+	@echo '  coterie verify pocket --memory $(MEMORY)        # the proof: the same bits as with everything in memory'
 	@echo '  coterie run pocket                         # talk to it'
 	@echo '  coterie run MODEL "..." --memory 6GiB      # a checkpoint of your own: see docs/run.md'
 
