@@ -135,36 +135,32 @@ def _ids(checkpoint: Checkpoint, text: str, batch: int) -> Tensor:
 
 
 @torch.no_grad()
-def _run(host: Any, ids: Tensor, new_tokens: int) -> tuple[Tensor, Tensor]:
-    """Logits [B, N + new, V] of a prefill and greedy decode steps, and the ids with what was chosen.
+def _run(host: Any, ids: Tensor, steps: int, *, forced: bool = False) -> tuple[Tensor, Tensor]:
+    """Logits [B, N + steps, V] of a prefill and ``steps`` decode steps, and the ids with what was chosen.
 
-    Where ``ids`` already holds the answer, pass ``new_tokens`` as a negative count of its last tokens: they
-    are fed one at a time instead of being chosen.
+    ``forced`` says that the last ``steps`` of ``ids`` are the answer: they are fed instead of being chosen.
     """
-    prompt = ids if new_tokens >= 0 else ids[:, :new_tokens]
+    prompt, answer = (ids[:, : ids.shape[1] - steps], ids[:, ids.shape[1] - steps :]) if forced else (ids, None)
     out = host(input_ids=prompt, use_cache=True)
-    logits = [out.logits]
-    for step in range(abs(new_tokens)):
-        chosen = out.logits[:, -1:].argmax(-1)
-        following = chosen if new_tokens >= 0 else ids[:, prompt.shape[1] + step, None]
-        ids = torch.cat([ids, following], 1) if new_tokens >= 0 else ids
-        out = host(input_ids=following, past_key_values=out.past_key_values, use_cache=True)
+    logits, fed = [out.logits], [prompt]
+    for step in range(steps):
+        fed.append(out.logits[:, -1:].argmax(-1) if answer is None else answer[:, step, None])
+        out = host(input_ids=fed[-1], past_key_values=out.past_key_values, use_cache=True)
         logits.append(out.logits)
-    return torch.cat(logits, 1), ids
+    return torch.cat(logits, 1), torch.cat(fed, 1)
 
 
 def _reference(checkpoint: Checkpoint, ids: Tensor, new_tokens: int, room: dict[str, Any]) -> tuple[Tensor, str]:
     if _fits(checkpoint):
-        host = load_host(checkpoint, resident_experts)
-        return _run(host, ids, -new_tokens)[0] if new_tokens else _run(host, ids, 0)[0], "everything resident"
+        return _run(load_host(checkpoint, resident_experts), ids, new_tokens, forced=True)[0], "everything resident"
     host = load(checkpoint, policy="lru", slots=1, **room)
-    logits, _ = _run(host, ids, -new_tokens)
+    logits, _ = _run(host, ids, new_tokens, forced=True)
     host.coterie.close()
     return logits, "one expert slot, demand only"
 
 
 def _fits(checkpoint: Checkpoint) -> bool:
-    """With a fifth to spare, as a stacked copy of the experts exists beside a view of the file."""
+    """With a fifth to spare: transformers holds some experts twice while it stacks them."""
     return 1.2 * (checkpoint.dense_bytes + checkpoint.expert_bytes) < available_memory()
 
 
@@ -181,7 +177,7 @@ def _transformers(checkpoint: Checkpoint, ids: Tensor, new_tokens: int) -> Tenso
 
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=checkpoint.compute_dtype).eval()
-    return _run(model, ids, -new_tokens)[0]
+    return _run(model, ids, new_tokens, forced=True)[0]
 
 
 def _rounding(found: Tensor, theirs: Tensor) -> Rounding:
