@@ -1,7 +1,7 @@
 """How fast is a model whose experts do not fit, and how does that compare with its peers at equal memory?
 
     python benchmarks/offload.py                             5 GiB of weights in 3 GiB; needs root (a memory group)
-    python benchmarks/offload.py --scale small --no-limit    a smoke run of a minute or two; nothing is judged
+    python benchmarks/offload.py --scale small --no-limit    a smoke run of some minutes; nothing is judged
     python benchmarks/offload.py --make-only                 write the model and stop
     python benchmarks/offload.py --render FILE.jsonl         the report again, from the raw numbers of a run
 
