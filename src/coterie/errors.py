@@ -9,6 +9,7 @@
     ├── PromptError           an empty prompt, or one longer than the context
     ├── RoutingError          a routing decision that breaks the contract of `coterie.routing`
     ├── StoreError            the store was closed, a deadline passed, a read failed
+    ├── TrainingError         a loss that is not a number
     └── MissingExtraError     an optional dependency is not installed
 
 `assert` is for our own invariants; these are for everybody else. The command line prints the text
@@ -62,6 +63,10 @@ class RoutingError(CoterieError, ValueError):
 
 class StoreError(CoterieError, RuntimeError):
     """The store was closed, a deadline passed, or a read failed for good."""
+
+
+class TrainingError(CoterieError, RuntimeError):
+    """Training cannot go on: the loss is not a finite number."""
 
 
 class MissingExtraError(CoterieError, ImportError):

@@ -1,117 +1,159 @@
-"""The pocket model: a small OLMoE that every machine can make for itself.
-
-It is trained on text every Python has: the language reference that ships as ``pydoc_data.topics``
-and the docstrings of the standard library. It shows the whole path on a real, learned router; it
-is no good writer.
-"""
+"""The pocket model: a small OLMoE, trained on a few domains of text, small enough to ship in the package."""
 
 from __future__ import annotations
 
-import ast
-import re
-import sysconfig
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from coterie.errors import OptionError
 from coterie.models.compat import quiet
+from coterie.training.measure import cross_entropy
+from coterie.training.text import SPLITS, Corpus, read_domains
+from coterie.training.tokens import token_ids, train_tokenizer
+from coterie.training.trainer import LOG, Options, Progress, language_trainer, last_checkpoint, train_from
+from coterie.training.windows import Windows
 
-VOCABULARY = 2048
-SHAPE = {
-    "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_experts": 16, "num_experts_per_tok": 4, "max_position_embeddings": 1024,
-    "norm_topk_prob": True, "tie_word_embeddings": True, "output_router_logits": True,
+SHAPE: Mapping[str, Any] = {
+    "hidden_size": 192, "intermediate_size": 64, "num_hidden_layers": 8, "num_attention_heads": 3,
+    "num_key_value_heads": 1, "num_experts": 16, "num_experts_per_tok": 4, "max_position_embeddings": 1024,
+    "norm_topk_prob": True, "tie_word_embeddings": True, "router_aux_loss_coef": 0.01,
 }  # fmt: skip
-STEPS, BATCH, LENGTH, PEAK_RATE = 600, 16, 128, 4e-3
-
-Progress = Callable[[int, int, float], None]
+STEPS = 6800
 
 
-def train_pocket(path: Path, *, steps: int = STEPS, progress: Progress | None = None) -> None:
-    """Train the pocket model and save it, with its tokenizer, as a bf16 checkpoint in ``path``.
+@dataclass(frozen=True)
+class Recipe:
+    """All that makes the pocket model besides its text.
 
-    Deterministic for one version of Python, torch and tokenizers on one machine. Blocks for one
-    to three minutes on two cores. ``progress(step, steps, loss)`` is called after every step.
+    Attributes:
+        vocabulary: entries of the tokenizer.
+        length: tokens of a window.
+        evenness: see `Windows`.
+        shape: fields of OlmoeConfig.
+        options: how to train.
+        measure_every: steps between measurements on the validation text.
     """
-    text = "\n\n".join(python_prose())
-    tokenizer = _tokenizer(text)
-    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
-        model = _model(tokenizer)
-        _fit(model, ids, steps, progress)
+
+    vocabulary: int = 4096
+    length: int = 256
+    evenness: float = 0.8
+    shape: Mapping[str, Any] = field(default_factory=lambda: SHAPE)
+    options: Options = field(default_factory=lambda: Options(STEPS))
+    measure_every: int = 250
+
+
+def train_pocket(
+    out: Path,
+    text: Path,
+    *,
+    domains: Sequence[str] | None = None,
+    recipe: Recipe | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Train a pocket model and save it in ``out``: bf16 weights, tokenizer, model card, measurements. Blocks.
+
+    Checkpoints and the log lie in ``out`` + ``.work`` meanwhile; ``out`` appears when all is done. On one machine,
+    with one number of threads, the same text, recipe and versions give the same weights, stopped and resumed or not.
+
+    Args:
+        out: a directory that does not exist yet.
+        text: where ``<domain>.<split>.txt[.gz]`` lie.
+        domains: which of them; default all.
+        recipe: shape and options.
+        resume: go on from the last complete checkpoint; the steps may differ from before.
+        progress: called as (step, steps, loss) after every step.
+
+    Raises:
+        OptionError: ``out`` exists, there is nothing to resume, or the text is unusable.
+        TrainingError: the loss is not finite.
+        MissingExtraError: accelerate is not installed.
+    """
+    recipe, work = recipe or Recipe(), out.with_name(out.name + ".work")
+    _check_places(out, work, resume)
+    corpus = read_domains(text, domains)
+    tokenizer = train_tokenizer((splits["train"] for splits in corpus.values()), recipe.vocabulary)
+    streams = encode(corpus, tokenizer)
+    work.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng(), torch.enable_grad():
+        model = _train(tokenizer, streams, recipe, work, resume, progress)
+    from coterie.training.card import finish
+
+    scratch = work / "finished"
+    shutil.rmtree(scratch, ignore_errors=True)
+    save(model, tokenizer, scratch)
+    finish(scratch, work, corpus, streams, recipe)
+    scratch.rename(out)
+    shutil.rmtree(work)
+
+
+def encode(corpus: Corpus, tokenizer: Any) -> dict[str, dict[str, Tensor]]:
+    """split -> domain -> [N] int64 ids."""
+    return {split: {domain: token_ids(corpus[domain][split], tokenizer) for domain in corpus} for split in SPLITS}
+
+
+def save(model: Any, tokenizer: Any, path: Path) -> None:
+    """Write the checkpoint that is shipped: bf16 weights, tokenizer and how to sample. The model becomes bf16."""
+    from transformers import GenerationConfig
+
     model.config.output_router_logits = False
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.7, top_p=0.9, top_k=0, repetition_penalty=1.1,
+        eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id,
+    )  # fmt: skip
     with quiet():
         model.to(torch.bfloat16).save_pretrained(path)
     tokenizer.save_pretrained(path)
 
 
-def python_prose() -> Iterator[str]:
-    """The English that comes with Python: the language reference, then docstrings of the library."""
-    from pydoc_data import topics
-
-    yield from (_unmarked(text) for _, text in sorted(topics.topics.items()))
-    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        try:
-            tree = ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError, OSError):
-            continue
-        yield from _docstrings(tree)
+def _check_places(out: Path, work: Path, resume: bool) -> None:
+    if out.exists():
+        raise OptionError(f"{out} exists already. Choose another --out, or move it away.")
+    if resume and last_checkpoint(work) is None:
+        raise OptionError(f"{work} holds no finished checkpoint to resume from. Leave --resume out to start anew.")
+    if not resume and work.exists():
+        raise OptionError(f"{work} holds a training that was stopped. Add --resume to go on, or delete it.")
 
 
-def _docstrings(tree: ast.AST) -> Iterator[str]:
-    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(tree):
-        if isinstance(node, owners) and len(text := ast.get_docstring(node) or "") > 200:
-            yield text
+def _train(
+    tokenizer: Any, streams: Mapping[str, Mapping[str, Tensor]], recipe: Recipe, work: Path, resume: bool,
+    progress: Progress | None,
+) -> Any:  # fmt: skip
+    from coterie.training.callbacks import Log, Measure
 
-
-def _unmarked(text: str) -> str:
-    """Without heading rules and emphasis marks, which would drown the words."""
-    return re.sub(r"^[*=~\-^]{3,}\n", "", text, flags=re.MULTILINE).replace("“", '"').replace("”", '"')
-
-
-def _tokenizer(text: str) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<|end|>", "<|pad|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(text.split("\n\n"), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=special[0], pad_token=special[1], clean_up_tokenization_spaces=False
+    options = recipe.options
+    torch.manual_seed(options.seed)
+    model = _model(tokenizer, recipe)
+    windows = Windows(
+        streams["train"], recipe.length, options.steps * options.batch, seed=options.seed, evenness=recipe.evenness
     )
 
+    def losses(model: Any) -> dict[str, float]:
+        slices = {domain: ids[: 32 * recipe.length] for domain, ids in streams["valid"].items()}
+        return {f"valid_{domain}": cross_entropy(model, ids, length=recipe.length, stride=recipe.length) for domain, ids in slices.items()}
 
-def _model(tokenizer: Any) -> Any:
+    measure = Measure(losses, recipe.measure_every, Log(work / LOG))
+    trainer = language_trainer(model, windows, options, work, progress=progress, callbacks=[measure])
+    train_from(trainer, resume=resume)
+    return model
+
+
+def _model(tokenizer: Any, recipe: Recipe) -> Any:
     from transformers import OlmoeConfig, OlmoeForCausalLM
 
     config = OlmoeConfig(
-        **SHAPE, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None
-    )
+        **recipe.shape, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=None, output_router_logits=True,
+    )  # fmt: skip
     return OlmoeForCausalLM(config).train()
 
 
-def _fit(model: Any, ids: Tensor, steps: int, progress: Progress | None) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps + 1, pct_start=0.1)
-    for step in range(1, steps + 1):
-        start = torch.randint(len(ids) - LENGTH, (BATCH, 1))
-        batch = ids[start + torch.arange(LENGTH)]
-        loss = model(input_ids=batch, labels=batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if progress is not None:
-            progress(step, steps, float(loss.detach()))
+def recipe_for(steps: int | None = None, seed: int = 0) -> Recipe:
+    """The pocket model's recipe with another number of steps or another seed."""
+    return Recipe(options=replace(Options(STEPS), steps=STEPS if steps is None else steps, seed=seed))
