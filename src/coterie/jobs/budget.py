@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from coterie.errors import BudgetError
@@ -70,19 +70,28 @@ def split_budget(checkpoint: Checkpoint, footprint: Footprint, memory: str | int
     Raises:
         BudgetError: ``memory`` is no size, is below the floor, or is more than the machine has.
     """
+    need = planned_budget(checkpoint, footprint, memory, slot_bytes)
+    if memory is not None and need.total > machine_memory():
+        raise BudgetError(
+            f"--memory {format_bytes(need.total)} is more than this machine gives the process "
+            f"({format_bytes(machine_memory())}). Give less, or leave --memory out to use what is free."
+        )
+    if need.total < need.floor:
+        raise BudgetError(_below_floor(need, memory))
+    return need
+
+
+def planned_budget(checkpoint: Checkpoint, footprint: Footprint, memory: str | int | None, slot_bytes: int) -> Budget:
+    """As `split_budget`, but what this machine has is no matter, and below the floor there are no slots.
+
+    Raises:
+        BudgetError: ``memory`` is no size.
+    """
     total = _default(machine_memory()) if memory is None else parse_bytes(memory)
     experts = sum(site.num_experts for site in checkpoint.sites)
     workspace = footprint.workspace + _ALLOCATORS
     need = Budget(total, footprint.dense, footprint.cache, workspace, slot_bytes, 0, experts, checkpoint.expert_bytes)
-    if memory is not None and total > machine_memory():
-        raise BudgetError(
-            f"--memory {format_bytes(total)} is more than this machine gives the process "
-            f"({format_bytes(machine_memory())}). Give less, or leave --memory out to use what is free."
-        )
-    if total < need.floor:
-        raise BudgetError(_below_floor(need, memory))
-    slots = min(experts, (total - need.fixed) // slot_bytes)
-    return Budget(**{**asdict(need), "slots": slots})
+    return replace(need, slots=max(0, min(experts, (total - need.fixed) // slot_bytes)))
 
 
 def _default(machine: int) -> int:

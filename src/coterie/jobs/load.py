@@ -120,8 +120,8 @@ def load(
     """
     policies, predictor = POLICIES.get(policy), PREDICTORS.get(prefetch)
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(locate(model, revision))
-    context = _context(checkpoint, context)
-    blobs = {Key(site.name, e): Blob(site.parts(e)) for site in checkpoint.sites for e in range(site.num_experts)}
+    context = context_of(checkpoint, context)
+    blobs = blobs_of(checkpoint)
     slot_bytes = max(blob.slot_bytes for blob in blobs.values())
     needs = footprint(checkpoint, batch, context, chunk=prefill, all_logits=all_logits)
     budget = _with_slots(split_budget(checkpoint, needs, memory, slot_bytes), slots)
@@ -157,7 +157,17 @@ def _read_ahead(host: nn.Module, store: Store, make: Callable[..., Predictor]) -
             module.prefetcher = prefetcher
 
 
-def _context(checkpoint: Checkpoint, context: int | None) -> int:
+def blobs_of(checkpoint: Checkpoint) -> dict[Key, Blob]:
+    """Where each expert lies, as the store reads it."""
+    return {Key(site.name, e): Blob(site.parts(e)) for site in checkpoint.sites for e in range(site.num_experts)}
+
+
+def context_of(checkpoint: Checkpoint, context: int | None) -> int:
+    """Tokens to make room for where ``context`` was asked for, None being 2048 or the model's own limit.
+
+    Raises:
+        OptionError: it is more than the model was made for.
+    """
     limit = checkpoint.context_length
     if context is None:
         return min(2048, limit or 2048)
