@@ -60,7 +60,9 @@ class FFNShape:
         transposed: matrices are [in, out] instead of [out, in].
         interleaved: in the fused matrix gate and up alternate instead of following each other.
         activation: a name of `ACTIVATIONS`.
-        gate_fn: ``(gate [n, F], up [n, F]) -> [n, F]`` in place of ``act(gate) * up``.
+        clamp: before they meet, the gate is cut above at this value and the up projection on both sides.
+        alpha: ``gate * sigmoid(alpha * gate) * (up + 1)`` in place of ``act(gate) * up`` (gpt-oss).
+        gate_fn: ``(gate [n, F], up [n, F]) -> [n, F]`` in place of all of that.
         post_norm: each expert ends in an RMS norm of its rows times ``1 + post_norm``.
         post_norm_eps: of that norm.
 
@@ -76,6 +78,8 @@ class FFNShape:
     transposed: bool = False
     interleaved: bool = False
     activation: str = "silu"
+    clamp: float | None = None
+    alpha: float | None = None
     gate_fn: Callable[[Tensor, Tensor], Tensor] | None = None
     post_norm: bool = False
     post_norm_eps: float = 1e-6
@@ -87,8 +91,8 @@ class FFNShape:
             raise OptionError(f"activation {self.activation!r} is unknown; choose one of: {', '.join(ACTIVATIONS)}.")
         if self.interleaved and not (self.gated and self.fused):
             raise OptionError("interleaved is a layout of the fused gate: it needs gated=True and fused=True.")
-        if self.gate_fn is not None and not self.gated:
-            raise OptionError("gate_fn needs gated=True.")
+        if not self.gated and any(option is not None for option in (self.gate_fn, self.clamp, self.alpha)):
+            raise OptionError("gate_fn, clamp and alpha need gated=True.")
 
     @property
     def up_names(self) -> tuple[str, ...]:
@@ -124,10 +128,16 @@ class FFNShape:
         """What the down projection reads. Without ``gate``, ``up`` is the fused [n, 2F], or the bare [n, F]."""
         if self.gated and gate is None:
             gate, up = (up[..., ::2], up[..., 1::2]) if self.interleaved else up.chunk(2, dim=-1)
-        activation = ACTIVATIONS[self.activation]
         if gate is None:
-            return activation(up)
-        return self.gate_fn(gate, up) if self.gate_fn is not None else activation(gate) * up
+            return ACTIVATIONS[self.activation](up)
+        return self.gate_fn(gate, up) if self.gate_fn is not None else self._gate(gate, up)
+
+    def _gate(self, gate: Tensor, up: Tensor) -> Tensor:
+        if self.clamp is not None:
+            gate, up = gate.clamp(max=self.clamp), up.clamp(-self.clamp, self.clamp)
+        if self.alpha is not None:
+            return (up + 1) * (gate * torch.sigmoid(gate * self.alpha))
+        return ACTIVATIONS[self.activation](gate) * up
 
     def finish(self, rows: Tensor, scale: Tensor | None) -> Tensor:
         """The post norm; rows as they are where there is none.

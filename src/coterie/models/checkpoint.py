@@ -18,8 +18,8 @@ import torch
 
 from coterie.errors import UnsupportedError
 from coterie.models.checksum import Seal
-from coterie.models.compat import read_config, resident_bytes, skeleton
-from coterie.models.families import FAMILIES, Family, dense_text, family_of
+from coterie.models.compat import read_config, resident_bytes, skeleton, text_config
+from coterie.models.families import check_family, check_has_experts, dense_text, own_layout_text
 from coterie.models.hub import resolve
 from coterie.models.layout import sort_tensors
 from coterie.models.shards import check_not_quantised, read_config_json, read_ranges
@@ -36,10 +36,11 @@ class Checkpoint:
 
     Attributes:
         path: the directory.
-        config: transformers' config. Not to be changed.
+        config: transformers' config, of the whole model. Not to be changed.
         ranges: disk name -> byte range of every tensor, used or not.
         sites: the layers with experts, in order.
-        dense: disk name -> byte range of what else the model has.
+        dense: disk name -> byte range of what else the text side has.
+        beside: names of modules for pictures and sounds, which are left out.
         dtype: of the experts on disk.
         compute_dtype: of the dense weights in memory and of the activations, as transformers would choose.
         dense_bytes: of dense weights and buffers in memory; tied tensors count once.
@@ -51,15 +52,16 @@ class Checkpoint:
     ranges: Mapping[str, TensorRange] = field(repr=False)
     sites: tuple[ExpertSite, ...] = field(repr=False)
     dense: Mapping[str, TensorRange] = field(repr=False)
+    beside: tuple[str, ...] = field(repr=False)
     dtype: torch.dtype
     compute_dtype: torch.dtype
     dense_bytes: int
     seal: Seal = field(repr=False)
 
     @property
-    def family(self) -> Family:
-        """How the model's routers decide."""
-        return FAMILIES[self.config.model_type]
+    def text(self) -> Any:
+        """The part of the config that describes the language model; all of it where there is nothing else."""
+        return text_config(self.config)
 
     @cached_property
     def expert_bytes(self) -> int:
@@ -79,17 +81,17 @@ class Checkpoint:
     @property
     def context_length(self) -> int | None:
         """Tokens the model was made for; None if its config does not say."""
-        return getattr(self.config, "max_position_embeddings", None)
+        return getattr(self.text, "max_position_embeddings", None)
 
     @property
     def vocab_size(self) -> int:
         """Rows of the embedding."""
-        return int(self.config.vocab_size)
+        return int(self.text.vocab_size)
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
         """Tokens that end a text, by generation_config.json, else by config.json."""
-        ids = self.config.eos_token_id
+        ids = getattr(self.config, "eos_token_id", None) or self.text.eos_token_id
         # only defaults live there: it may be absent, and a broken one is reported when the model is loaded
         with contextlib.suppress(OSError, ValueError, AttributeError):
             ids = json.loads((self.path / "generation_config.json").read_text()).get("eos_token_id", ids)
@@ -128,19 +130,30 @@ def open_checkpoint(model: str | Path, revision: str | None = None, checksum: bo
     """
     path = resolve(model, revision)
     raw = read_config_json(path)
-    family_of(raw, str(path))
+    check_family(raw, str(path))
     check_not_quantised(raw, str(path))
     ranges = read_ranges(path)
     config = read_config(path)
-    compute = config.dtype or _first_float(ranges)
+    compute = config.dtype or text_config(config).dtype or _first_float(ranges)
     body = skeleton(config, compute)
     layout = sort_tensors(body, ranges, str(path))
     if not layout.sites:
-        raise UnsupportedError(dense_text(str(path), config.model_type))
+        raise UnsupportedError(_no_sites(raw, str(path)))
     dtype = FLOATS[next(layout.sites[0].ranges()).dtype]
-    dense_bytes = resident_bytes(body, [site.name for site in layout.sites])
+    dense_bytes = resident_bytes(body, [*layout.beside, *(site.name for site in layout.sites)])
     seal = Seal.of([path / "config.json", *sorted({part.path for part in ranges.values()})], contents=checksum)
-    return Checkpoint(path, config, ranges, layout.sites, layout.dense, dtype, compute, dense_bytes, seal)
+    return Checkpoint(
+        path, config, ranges, layout.sites, layout.dense, layout.beside, dtype, compute, dense_bytes, seal
+    )  # fmt: skip
+
+
+def _no_sites(config: Mapping[str, Any], where: str) -> str:
+    kind = str(config.get("model_type", ""))
+    try:
+        check_has_experts(config, where)
+    except UnsupportedError:
+        return dense_text(where, kind)
+    return own_layout_text(where, kind)
 
 
 def _first_float(ranges: Mapping[str, TensorRange]) -> torch.dtype:

@@ -1,7 +1,7 @@
-"""The families Coterie serves: one row of facts each.
+"""What is known of families by name: which are not served and why, and how the routers of some decide.
 
-The layout of experts is not here: it is derived from transformers' own conversion table. A row says
-how the family's router decides and what its config calls things.
+Which families are served is not written down anywhere: every one that transformers puts behind its
+experts interface is, with the layout of its experts derived from transformers' own conversion table.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from coterie.errors import UnsupportedError
 
 @dataclass(frozen=True)
 class Family:
-    """How one family routes. Names are fields of its config.json.
+    """How one family routes, for those whose router we can build as ours. Names are fields of its config.json.
 
     Attributes:
         scores: how logits become probabilities.
@@ -46,39 +46,62 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }  # fmt: skip
 
+# families of transformers with experts that are not served, and why
+EXCLUDED: Mapping[str, str] = {}
+
 # what mixtures of experts call their number of experts; a config without any of these is dense
 _EXPERT_COUNTS = (
     "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts", "ffn_config",
 )  # fmt: skip
 
 
-def family_of(config: Mapping[str, Any], where: str) -> Family:
-    """The row of a parsed config.json.
+def check_family(config: Mapping[str, Any], where: str) -> None:
+    """Refuse by a parsed config.json alone what cannot be served.
 
     Raises:
-        UnsupportedError: the model is dense, or a mixture of a family that is not served.
+        UnsupportedError: a family that transformers does not know, or one of `EXCLUDED`.
     """
-    kind = str(config.get("model_type", ""))
-    if kind in FAMILIES:
-        return FAMILIES[kind]
-    served = ", ".join(FAMILIES)
-    if any(_nested(config, name) for name in _EXPERT_COUNTS):
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind = config.get("model_type")
+    if kind in EXCLUDED:
+        raise UnsupportedError(f"{where} is of the family {kind!r}, which is not served: {EXCLUDED[str(kind)]}")
+    if kind is not None and kind not in CONFIG_MAPPING_NAMES:
+        from transformers import __version__
+
         raise UnsupportedError(
-            f"{where} is a mixture of experts of the family {kind!r}, which Coterie does not serve yet. "
-            f"Choose a checkpoint of one of: {served}."
+            f"{where} is of the family {kind!r}, which transformers {__version__} does not know. Check model_type in "
+            "config.json; for a newer family type: pip install -U transformers"
         )
-    raise UnsupportedError(dense_text(where, kind))
+
+
+def check_has_experts(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a dense model by a parsed config.json alone.
+
+    Raises:
+        UnsupportedError: nothing in it counts experts.
+    """
+    if not any(_anywhere(config, name) for name in _EXPERT_COUNTS):
+        raise UnsupportedError(dense_text(where, str(config.get("model_type", ""))))
 
 
 def dense_text(where: str, kind: str) -> str:
     """What to tell the owner of a model without experts."""
     return (
         f"{where} is a dense model ({kind or 'no model_type in config.json'}): it has no experts to keep on disk. "
-        "Making experts of it will be `coterie upcycle` and `coterie split` (planned); until then choose a checkpoint "
-        f"of one of: {', '.join(FAMILIES)}."
+        "Making experts of it will be `coterie upcycle` and `coterie split` (planned); until then choose a "
+        "mixture-of-experts checkpoint, such as one of Mixtral, OLMoE, Qwen3-MoE, DeepSeek-V3 or gpt-oss."
     )
 
 
-def _nested(config: Mapping[str, Any], name: str) -> Any:
-    inner = config.get("text_config")
-    return config.get(name) or (inner.get(name) if isinstance(inner, Mapping) else None)
+def own_layout_text(where: str, kind: str) -> str:
+    """What to tell the owner of a mixture whose experts lie in a way we do not read."""
+    return (
+        f"{where} is a mixture of experts of the family {kind!r}, whose experts are laid out in a way that Coterie "
+        "does not serve. docs/families.md lists the families that are."
+    )
+
+
+def _anywhere(config: Mapping[str, Any], name: str) -> Any:
+    inner = [value for value in config.values() if isinstance(value, Mapping)]
+    return config.get(name) or any(_anywhere(value, name) for value in inner)

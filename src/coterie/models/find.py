@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from coterie.errors import UnsupportedError
 from coterie.models.bridge import ExpertsBridge
-from coterie.models.compat import is_experts
+from coterie.models.compat import beside_text, is_experts, text_config
+
+# what configs call the number of experts that a token is sent to
+_TOP_K = ("num_experts_per_tok", "top_k_experts", "moe_top_k", "moe_topk", "moe_k")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,44 +39,72 @@ class MoESite:
     num_experts: int
     top_k: int
 
+    @property
+    def gate_takes_rows(self) -> bool:
+        """Whether the router decides by a row alone: some also want token ids, or what the last layer's said."""
+        given = inspect.signature(self.gate.forward).parameters.values()
+        return sum(one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD for one in given) == 1
+
     def choices(self, x: Tensor) -> Tensor:
-        """[T, K] experts this site's router would choose for ``x`` [T, D]. Past its hooks, so nobody records it."""
+        """[T, K] experts this site's router would choose for ``x`` [T, D]. Past its hooks, so nobody records it.
+
+        Raises:
+            UnsupportedError: it does not decide by rows alone.
+        """
+        if not self.gate_takes_rows:
+            raise UnsupportedError(
+                f"The router {self.gate_name} decides by more than its input: it cannot be asked ahead. "
+                "Choose --prefetch previous-step, or none."
+            )
         chosen: Tensor = self.gate.forward(x)[2]
         return chosen
 
 
-def find_sites(model: nn.Module) -> list[MoESite]:
-    """The MoE blocks of ``model`` in layer order, on any device; empty for a dense model.
+def find_sites(model: Any) -> list[MoESite]:
+    """The MoE blocks of the text side of ``model`` in the order they are computed in, on any device; empty for a dense model.
 
-    A block is a module with a child behind transformers' experts interface (or our bridge) and a child that
-    routes over as many experts.
+    A block is a module with a child behind transformers' experts interface (or our bridge) and, in itself or in
+    the module around it, a child that routes over as many experts.
     """
-    return [site for name, module in model.named_modules() if (site := _site(name, module)) is not None]
+    beside = tuple(f"{name}." for name in beside_text(model)) if hasattr(model, "get_decoder") else ()
+    modules = dict(model.named_modules())
+    return [
+        site
+        for name, module in modules.items()
+        if (isinstance(module, ExpertsBridge) or is_experts(module)) and not name.startswith(beside)
+        if (site := _site(model, modules, name)) is not None
+    ]
 
 
-def _site(path: str, block: nn.Module) -> MoESite | None:
-    children = dict(block.named_children())
-    experts = {n: c for n, c in children.items() if isinstance(c, ExpertsBridge) or is_experts(c)}
-    if len(experts) != 1:
-        return None
-    (experts_name, module), prefix = next(iter(experts.items())), f"{path}." if path else ""
-    for name, child in children.items():
-        if name != experts_name and _routes(child, module):
-            return MoESite(
-                f"{prefix}{experts_name}", f"{prefix}{name}", path, child, module, _layer(path),
-                num_experts=_number(module, "num_experts"), top_k=_number(child, "top_k"),
-            )  # fmt: skip
+def _site(model: Any, modules: dict[str, nn.Module], name: str) -> MoESite | None:
+    experts: Any = modules[name]
+    block = name.rpartition(".")[0]
+    for around in (block, block.rpartition(".")[0]):
+        prefix = f"{around}." if around else ""
+        for child, gate in modules[around].named_children():
+            if f"{prefix}{child}" != name and _routes(gate, experts.num_experts):
+                return MoESite(
+                    name, f"{prefix}{child}", around, gate, experts, _layer(name),
+                    num_experts=int(experts.num_experts), top_k=_top_k(gate, model),
+                )  # fmt: skip
     return None
 
 
-def _routes(gate: nn.Module, experts: nn.Module) -> bool:
-    return hasattr(gate, "top_k") and getattr(gate, "num_experts", None) == _number(experts, "num_experts")
+def _routes(gate: nn.Module, experts: int) -> bool:
+    """Routers say over how many experts they route; Gemma's only hold a scale for each."""
+    if hasattr(gate, "top_k"):
+        return getattr(gate, "num_experts", None) == experts
+    scale = getattr(gate, "per_expert_scale", None)
+    return scale is not None and tuple(scale.shape) == (experts,)
+
+
+def _top_k(gate: nn.Module, model: Any) -> int:
+    if (own := getattr(gate, "top_k", None)) is not None:
+        return int(own)  # type: ignore[call-overload]
+    config = text_config(model.config)
+    return next(int(k) for name in _TOP_K if (k := getattr(config, name, None)) is not None)
 
 
 def _layer(path: str) -> int:
     number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", path)
     return int(number[1]) if number else 0
-
-
-def _number(module: Any, name: str) -> int:
-    return int(getattr(module, name))

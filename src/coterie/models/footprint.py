@@ -73,6 +73,8 @@ def _cache_bytes(checkpoint: Checkpoint, batch: int, length: int) -> int:
     model = skeleton(checkpoint.config, checkpoint.compute_dtype)
     for site in checkpoint.sites:
         model.set_submodule(site.name, _NoExperts())
+    for name in checkpoint.beside:
+        model.set_submodule(name, nn.Module())
     cache = DynamicCache(config=model.config)
     ids = torch.zeros(batch, length, dtype=torch.int64, device="meta")
     model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.errors import CheckpointError
-from coterie.models.families import family_of
+from coterie.models.families import check_family, check_has_experts
 from coterie.models.shards import INDEX, SINGLE, check_not_quantised, read_json
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -48,7 +48,8 @@ def _download(name: str, revision: str | None) -> Path:
         return Path(_ask(name, revision, lambda: hf_hub_download(filename=file, **options)))
 
     config = read_json(one("config.json"))
-    family_of(config, name)
+    check_family(config, name)
+    check_has_experts(config, name)
     check_not_quantised(config, name)
     patterns = [*_BESIDE, *_weight_files(one)]
     return Path(_ask(name, revision, lambda: snapshot_download(allow_patterns=patterns, **options)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from coterie.experts import Experts
 from coterie.models.bridge import ExpertsBridge
 from coterie.models.checkpoint import Checkpoint, ExpertSite
-from coterie.models.compat import class_without_experts, load_dense, skeleton
+from coterie.models.compat import class_without, load_dense, skeleton
 from coterie.models.tensors import drop_cache
 
 
@@ -36,15 +36,16 @@ def load_host(
         CheckpointError: a file is damaged or gone.
     """
     dtype = dtype or checkpoint.compute_dtype
-    names = [site.name for site in checkpoint.sites]
-    base = type(skeleton(checkpoint.config, dtype))
+    names = [*checkpoint.beside, *(site.name for site in checkpoint.sites)]
+    body = skeleton(checkpoint.config, dtype)
     model = load_dense(
-        class_without_experts(base, names), checkpoint.path, checkpoint.config, checkpoint.dense, dtype
+        class_without(type(body), names), checkpoint.path, body.config, checkpoint.dense, dtype
     ).requires_grad_(False)
     drop_cache({part.path for part in checkpoint.dense.values()})
     for site in checkpoint.sites:
         model.set_submodule(site.name, ExpertsBridge(factory(site)))
-    model.get_output_embeddings().register_forward_pre_hook(_plain_strides)
+    if (head := model.get_output_embeddings()) is not None:
+        head.register_forward_pre_hook(_plain_strides)
     return model.eval()
 
 

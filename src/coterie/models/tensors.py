@@ -17,15 +17,20 @@ from coterie.ranges import TensorRange
 FLOATS: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip
+# what else a model may have beside its weights: tables of indices, masks
+_OTHERS: Mapping[str, torch.dtype] = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+}  # fmt: skip
+DENSE: Mapping[str, torch.dtype] = {**FLOATS, **_OTHERS}
 
 
 def read_tensor(part: TensorRange) -> Tensor:
-    """A floating tensor, read into fresh memory. Blocks; thread-safe.
+    """A tensor of one of the types in `DENSE`, read into fresh memory. Blocks; thread-safe.
 
     Raises:
         CheckpointError: the file is gone or ends too early.
     """
-    tensor = torch.empty(part.shape, dtype=FLOATS[part.dtype])
+    tensor = torch.empty(part.shape, dtype=DENSE[part.dtype])
     read_into(tensor, part)
     return tensor
 

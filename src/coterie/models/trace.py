@@ -28,6 +28,7 @@ class Recording:
         self._forwards: list[tuple[Items, dict[str, Routing]]] = []
         self._items: Items | None = None
         self._heard: dict[str, Routing] = {}
+        self._logits: dict[str, Tensor] = {}
         self._first = self._next = 0
 
     @property
@@ -38,7 +39,8 @@ class Recording:
     def plan(self) -> RoutePlan:
         """Everything heard, one `Routing` per site named by its experts' module path, forward after forward.
 
-        ``chosen`` is in the order the router returned. A forward with an empty cache starts new sequences,
+        ``chosen`` is in the order the experts were given. Sites that nothing was sent to (experts for another kind
+        of token) are left out. A forward with an empty cache starts new sequences,
         one with a filled cache continues those of the forward before.
 
         Raises:
@@ -49,11 +51,15 @@ class Recording:
         items = [items for items, _ in self._forwards]
         ids = [i.ids for i in items if i.ids is not None]
         return RoutePlan(
-            {site.name: _joined([heard[site.name] for _, heard in self._forwards]) for site in self._sites},
+            {name: _joined([heard[name] for _, heard in self._forwards]) for name in self._everywhere()},
             sequence=torch.cat([i.sequence for i in items]), position=torch.cat([i.position for i in items]),
             mask=torch.cat([i.mask for i in items]), ids=torch.cat(ids) if len(ids) == len(items) else None,
             model=self._model,
         )  # fmt: skip
+
+    def _everywhere(self) -> list[str]:
+        """Sites heard in every forward."""
+        return [site.name for site in self._sites if all(site.name in heard for _, heard in self._forwards)]
 
     def _begin(self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         items = items_of(body, args, kwargs)
@@ -65,17 +71,25 @@ class Recording:
         )  # fmt: skip
         self._heard = {}
 
-    def _hear(self, site: MoESite, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def _decide(self, site: MoESite, output: Any) -> None:
+        """What a router returned; only its logits are used, since routers return the rest in ways of their own."""
+        logits = output[0] if isinstance(output, tuple) else output
+        if isinstance(logits, Tensor) and logits.shape[-1] == site.num_experts:
+            self._logits[site.name] = logits.detach().cpu().reshape(-1, site.num_experts)
+
+    def _hear(self, site: MoESite, indices: Tensor, weights: Tensor) -> None:
+        """What the experts were told, which is the same for all families."""
         if self._items is None:  # a recomputation for the backward pass
             return
-        logits, weights, indices = (tensor.detach().cpu() for tensor in output)
+        indices, weights = indices.detach().cpu(), weights.detach().cpu()
+        logits = self._logits.pop(site.name, None)
         self._heard[site.name] = Routing.from_padded(
             weights, indices, site.num_experts, chosen=indices.long(),
-            logits=logits if logits.shape[-1] == site.num_experts else None,
+            logits=logits if logits is not None and len(logits) == len(indices) else None,
         )  # fmt: skip
 
     def _end(self) -> None:
-        if self._items is not None and len(self._heard) == len(self._sites):
+        if self._items is not None and self._heard:
             self._forwards.append((self._items, self._heard))
         self._items = None
 
@@ -84,7 +98,7 @@ class Recording:
 def trace(model: Any) -> Iterator[Recording]:
     """Record every routing decision of ``model`` (stock, or from `load_host`) inside the ``with``.
 
-    Hooks listen to the routers' own calls; nothing is computed twice, and nothing stays behind.
+    Hooks listen to the routers' and the experts' own calls; nothing is computed twice, and nothing stays behind.
 
     >>> with trace(model) as recording:            # doctest: +SKIP
     ...     model.generate(**inputs)
@@ -101,7 +115,8 @@ def trace(model: Any) -> Iterator[Recording]:
     handles = [
         body.register_forward_pre_hook(recording._begin, with_kwargs=True),
         body.register_forward_hook(lambda *_: recording._end()),
-        *(site.gate.register_forward_hook(_listener(recording, site)) for site in sites),
+        *(site.gate.register_forward_hook(_decisions(recording, site)) for site in sites),
+        *(site.experts.register_forward_pre_hook(_orders(recording, site), with_kwargs=True) for site in sites),
     ]
     try:
         yield recording
@@ -124,9 +139,17 @@ def routing_hash(model: Any, sites: list[MoESite] | None = None) -> str:
     return digest.hexdigest()
 
 
-def _listener(recording: Recording, site: MoESite) -> Callable[..., None]:
+def _decisions(recording: Recording, site: MoESite) -> Callable[..., None]:
     def listen(gate: nn.Module, args: Any, output: Any) -> None:
-        recording._hear(site, output)
+        recording._decide(site, output)
+
+    return listen
+
+
+def _orders(recording: Recording, site: MoESite) -> Callable[..., None]:
+    def listen(experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
+        recording._hear(site, given["top_k_index"], given["top_k_weights"])
 
     return listen
 

@@ -1,5 +1,6 @@
 """Every touch point with transformers' internals: one small function each, one contract test each.
 
+    gating      what a family computes between its experts' matrices
     interface   what a transformers experts module says about itself; sentinels; recorder hooks
     names       tensor names on disk -> names in memory, expert by expert
     skeleton    a model without memory, and the class of a model without experts
@@ -17,13 +18,14 @@ from coterie.models.compat.interface import (
 )
 from coterie.models.compat.loading import load_dense, quiet
 from coterie.models.compat.names import DiskNames, Place
-from coterie.models.compat.skeleton import class_without_experts, read_config, resident_bytes, skeleton, tied_names
+from coterie.models.compat.skeleton import beside_text, class_without, read_config, resident_bytes, skeleton, text_config, tied_names
 
 __all__ = [
     "DiskNames",
     "Place",
     "accept_sentinels",
-    "class_without_experts",
+    "beside_text",
+    "class_without",
     "ffn_shape",
     "install_recorders",
     "is_experts",
@@ -33,5 +35,6 @@ __all__ = [
     "recorders_installed",
     "resident_bytes",
     "skeleton",
+    "text_config",
     "tied_names",
 ]

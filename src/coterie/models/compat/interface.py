@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from coterie.errors import OptionError, UnsupportedError
 from coterie.experts import FFNShape
+from coterie.models.compat.gating import gating
 
 # set by transformers' `use_experts_implementation` on every instance of a decorated class
 _FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm")
@@ -18,31 +18,30 @@ def is_experts(module: nn.Module) -> bool:
     return all(hasattr(module, flag) for flag in _FLAGS) and hasattr(module, "num_experts")
 
 
-def ffn_shape(module: Any, *, fused: bool = True) -> FFNShape:
+def ffn_shape(module: Any, *, fused: bool = True, transposed: bool | None = None, interleaved: bool | None = None) -> FFNShape:
     """The shape of one expert of a fused experts module, on any device.
 
     Args:
         module: `is_experts`.
         fused: whether the weights to be described keep gate and up in one matrix, as the module does.
+        transposed, interleaved: how the weights to be described lie, where it is not as in the module.
 
     Raises:
-        UnsupportedError: the module gates in a way of its own, or has an activation we do not know.
+        UnsupportedError: the module computes in a way that we cannot follow.
     """
-    from transformers.integrations.moe import _default_apply_gate
-
-    name = type(module).__name__
-    if module.has_gate and type(module)._apply_gate is not _default_apply_gate:
-        raise UnsupportedError(f"{name} gates its experts in a way of its own, which Coterie does not serve yet.")
     last, before = module.down_proj.shape[-1], module.down_proj.shape[-2]
     inner, width = (before, last) if module.is_transposed else (last, before)
-    try:
-        return FFNShape(
-            width=width, inner=inner, gated=module.has_gate, bias=module.has_bias, fused=fused,
-            transposed=module.is_transposed, interleaved=module.has_gate and fused and not module.is_concatenated,
-            activation=module.config.hidden_act, post_norm=module.has_post_expert_norm,
-        )  # fmt: skip
-    except OptionError as error:
-        raise UnsupportedError(f"{name} cannot be served: {error}") from error
+    return FFNShape(
+        width=width, inner=inner, gated=module.has_gate, bias=module.has_bias, fused=fused,
+        transposed=module.is_transposed if transposed is None else transposed,
+        interleaved=module.has_gate and fused and (not module.is_concatenated if interleaved is None else interleaved),
+        **gating(module), **_post_norm(module),
+    )  # fmt: skip
+
+
+def _post_norm(module: Any) -> dict[str, Any]:
+    norm = module.post_expert_norm if module.has_post_expert_norm else None
+    return {} if norm is None else {"post_norm": True, "post_norm_eps": norm.eps}
 
 
 def accept_sentinels(module: nn.Module, accept: bool = True) -> bool:
