@@ -5,6 +5,7 @@ is imported from its module, whose name it would hide here.)
 """
 
 from coterie.ops.dispatch import Groups, combine, combine_reference, group_by_expert
+from coterie.ops.quantize import dequantize_fp8_blocks, dequantize_mxfp4
 from coterie.ops.select import check_groups, check_k, group_limited_top_k, hash_choice, top_k
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "check_k",
     "combine",
     "combine_reference",
+    "dequantize_fp8_blocks",
+    "dequantize_mxfp4",
     "group_by_expert",
     "group_limited_top_k",
     "hash_choice",
