@@ -61,7 +61,7 @@ class MoESite:
 
 
 def find_sites(model: Any) -> list[MoESite]:
-    """The MoE blocks of the text side of ``model`` in the order they are computed in, on any device; empty for a dense model.
+    """The MoE blocks of the text side of ``model`` in the order of computing, on any device; empty for a dense model.
 
     A block is a module with a child behind transformers' experts interface (or our bridge) and, in itself or in
     the module around it, a child that routes over as many experts.
@@ -98,9 +98,9 @@ def _routes(gate: nn.Module, experts: int) -> bool:
     return scale is not None and tuple(scale.shape) == (experts,)
 
 
-def _top_k(gate: nn.Module, model: Any) -> int:
+def _top_k(gate: Any, model: Any) -> int:
     if (own := getattr(gate, "top_k", None)) is not None:
-        return int(own)  # type: ignore[call-overload]
+        return int(own)
     config = text_config(model.config)
     return next(int(k) for name in _TOP_K if (k := getattr(config, name, None)) is not None)
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from coterie.errors import OptionError
-from coterie.models.checkpoint import Checkpoint
-from coterie.models.compat import skeleton
+from coterie.models.checkpoint import Checkpoint, ExpertSite
+from coterie.models.compat import most, skeleton, takes, tensors_in, text_inputs
+from coterie.models.meter import Meter
 
 
 @dataclass(frozen=True)
@@ -53,44 +54,69 @@ def footprint(
     """
     if min(batch, length, 1 if chunk is None else chunk) < 1:
         raise OptionError(f"batch, length and chunk must be 1 or more, found {batch}, {length}, {chunk}.")
-    cache = _cache_bytes(checkpoint, batch, length)
-    workspace = _workspace(
-        checkpoint, batch, length, min(length if chunk is None else chunk, length), all_logits, cache
-    )
-    return Footprint(checkpoint.dense_bytes, cache, workspace, batch, length)
+    chunk = min(length if chunk is None else chunk, length)
+    cache, forward = _rehearse(checkpoint, batch, length, chunk, all_logits)
+    estimate = _estimate(checkpoint, batch, length, chunk, all_logits, cache)
+    return Footprint(checkpoint.dense_bytes, cache, max(estimate, forward), batch, length)
 
 
-class _NoExperts(nn.Module):
+class _Rehearsal(nn.Module):
+    """Experts without weights that allocate what experts allocate."""
+
+    def __init__(self, site: ExpertSite) -> None:
+        super().__init__()
+        self.site = site
+
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        nbytes = _expert_bytes(self.site, len(hidden_states), hidden_states.dtype.itemsize)
+        torch.empty(nbytes, dtype=torch.uint8, device=hidden_states.device)  # counted, and gone
         return torch.empty_like(hidden_states)
 
 
 @torch.no_grad()
-def _cache_bytes(checkpoint: Checkpoint, batch: int, length: int) -> int:
-    """Run the model on the meta device and look at the cache it leaves: the model itself knows best."""
-    from transformers import DynamicCache
+def _rehearse(checkpoint: Checkpoint, batch: int, length: int, chunk: int, all_logits: bool) -> tuple[int, int]:
+    """Bytes of the cache, and of what the last piece of a prompt allocates beside it.
 
+    The model itself knows best: it runs on the meta device, and every storage is counted.
+    """
     model = skeleton(checkpoint.config, checkpoint.compute_dtype)
     for site in checkpoint.sites:
-        model.set_submodule(site.name, _NoExperts())
+        model.set_submodule(site.name, _Rehearsal(site))
     for name in checkpoint.beside:
         model.set_submodule(name, nn.Module())
-    cache = DynamicCache(config=model.config)
-    ids = torch.zeros(batch, length, dtype=torch.int64, device="meta")
-    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    few = {} if all_logits or not takes(model, "logits_to_keep") else {"logits_to_keep": 1}
+    with Meter() as meter:
+        cache = None
+        for tokens in (length - chunk, chunk):
+            meter.restart()
+            if tokens:
+                ids = torch.zeros(batch, tokens, dtype=torch.int64, device="meta")
+                given: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+                cache = getattr(
+                    model(input_ids=ids, **text_inputs(model, ids), **few, **given), "past_key_values", None
+                )
+    held = sum(tensor.nbytes for tensor in tensors_in(getattr(cache, "layers", [])))
+    return held, meter.peak - held + _sampling(checkpoint, batch)
 
 
-def _workspace(
+def _estimate(
     checkpoint: Checkpoint, batch: int, length: int, chunk: int, all_logits: bool, cache: int
 ) -> int:  # fmt: skip
-    """The larger of attention, experts and logits, on top of the stream that runs through all layers."""
-    config, size = checkpoint.config, checkpoint.compute_dtype.itemsize
+    """The larger of attention, experts and logits, on top of the stream that runs through all layers.
+
+    Kernels need memory of their own, which no rehearsal sees; this is what they were seen to take.
+    """
+    config, size = checkpoint.text, checkpoint.compute_dtype.itemsize
     tokens = batch * chunk
     stream = tokens * config.hidden_size * (3 * size + 2 * 4)  # residual, input and norm; the norm in float32
-    rows = tokens if all_logits else batch
-    logits = rows * config.vocab_size * size + 3 * batch * config.vocab_size * 4  # sampling sorts the last in float32
-    return stream + max(_attention(config, size, batch, length, chunk, cache), _experts(checkpoint, tokens), logits)
+    logits = (tokens if all_logits else batch) * checkpoint.vocab_size * size + _sampling(checkpoint, batch)
+    experts = max(_expert_bytes(site, tokens, size) for site in checkpoint.sites)
+    dense = tokens * 4 * most(config, "intermediate_size") * size  # layers without experts, shared experts
+    return stream + max(_attention(config, size, batch, length, chunk, cache), experts, dense, logits)
+
+
+def _sampling(checkpoint: Checkpoint, batch: int) -> int:
+    return 3 * batch * checkpoint.vocab_size * 4  # the last logits are sorted in float32
 
 
 def _attention(config: Any, size: int, batch: int, length: int, chunk: int, cache: int) -> int:
@@ -99,9 +125,9 @@ def _attention(config: Any, size: int, batch: int, length: int, chunk: int, cach
     torch computes in blocks, without a table of scores, if queries and values are equally wide per head;
     else (multi-head latent attention) it holds up to three float32 tables [B, heads, N, N].
     """
-    heads = config.num_attention_heads
-    usual = getattr(config, "head_dim", None) or config.hidden_size // heads
-    of_keys, of_values = (getattr(config, name, None) or usual for name in ("qk_head_dim", "v_head_dim"))
+    heads = most(config, "num_attention_heads")
+    usual = most(config, "head_dim") or config.hidden_size // max(1, heads)
+    of_keys, of_values = (most(config, name) or usual for name in ("qk_head_dim", "v_head_dim"))
     dim = max(of_keys, of_values)
     queries = 4 * batch * chunk * heads * dim * size  # before and after rotation, one temporary, and the output
     keys = 4 * batch * length * heads * dim * size  # keys and values repeated or projected for every head
@@ -110,12 +136,8 @@ def _attention(config: Any, size: int, batch: int, length: int, chunk: int, cach
     return queries + keys + scores + mask + -(-cache // config.num_hidden_layers)  # appending copies a layer's cache
 
 
-def _experts(checkpoint: Checkpoint, tokens: int) -> int:
+def _expert_bytes(site: ExpertSite, tokens: int, size: int) -> int:
     """Rows sent out, rows back, their weighted sum in float32, and one expert that everybody goes to."""
-    size, width = checkpoint.compute_dtype.itemsize, checkpoint.config.hidden_size
-    k = max(site.top_k for site in checkpoint.sites)
-    inner = max(site.shape.inner for site in checkpoint.sites)
-    sums = tokens * k * width * (2 * size + 4) + tokens * width * 4
-    dense = getattr(checkpoint.config, "intermediate_size", 0) or 0  # layers without experts, shared experts
-    routed = tokens * (2 * width + 4 * inner) * size
-    return max(sums + routed, tokens * 4 * dense * size)
+    width, inner = site.shape.width, site.shape.inner
+    sums = tokens * site.top_k * width * (2 * size + 4) + tokens * width * 4
+    return sums + tokens * (2 * width + 4 * inner) * size

@@ -110,7 +110,8 @@ ROWS: Mapping[str, Row] = {
     }),
     "nemotron_h": Row(options={
         "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"], "ssm_state_size": 8,
-        "moe_shared_expert_intermediate_size": 16, "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 1, "chunk_size": 8,
+        "moe_shared_expert_intermediate_size": 16, "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 1,
+        "chunk_size": 8,
     }),
     "olmoe": Row(), "openai_privacy_filter": Row(), "phimoe": Row(), "qwen2_moe": Row(), "qwen3_5_moe": Row(),
     "qwen3_moe": Row(), "qwen3_next": Row(),
@@ -150,9 +151,9 @@ def tiny_config(
     from transformers import CONFIG_MAPPING
 
     row = ROWS[family]
-    sizes = {"layers": layers, "experts": experts, "k": row.k or k, "width": width, "inner": inner}
     kind = CONFIG_MAPPING[row.kind or family]
-    return _shrunk(kind, {**row.options, **options}, **sizes)
+    fields = {**row.options, **options}
+    return _shrunk(kind, fields, layers=layers, experts=experts, k=row.k or k, width=width, inner=inner)
 
 
 def _shrunk(kind: Any, options: Mapping[str, Any], *, layers: int | None, **sizes: int) -> Any:

@@ -1,5 +1,6 @@
 """Every touch point with transformers' internals: one small function each, one contract test each.
 
+    calls       what a model takes and what its config says, where families differ
     gating      what a family computes between its experts' matrices
     interface   what a transformers experts module says about itself; sentinels; recorder hooks
     names       tensor names on disk -> names in memory, expert by expert
@@ -9,6 +10,7 @@
 When transformers changes, tests/models/test_models_compat.py says which of these to mend.
 """
 
+from coterie.models.compat.calls import most, takes, tensors_in, text_inputs
 from coterie.models.compat.interface import (
     accept_sentinels,
     ffn_shape,
@@ -18,7 +20,15 @@ from coterie.models.compat.interface import (
 )
 from coterie.models.compat.loading import load_dense, quiet
 from coterie.models.compat.names import DiskNames, Place
-from coterie.models.compat.skeleton import beside_text, class_without, read_config, resident_bytes, skeleton, text_config, tied_names
+from coterie.models.compat.skeleton import (
+    beside_text,
+    class_without,
+    read_config,
+    resident_bytes,
+    skeleton,
+    text_config,
+    tied_names,
+)
 
 __all__ = [
     "DiskNames",
@@ -30,11 +40,15 @@ __all__ = [
     "install_recorders",
     "is_experts",
     "load_dense",
+    "most",
     "quiet",
     "read_config",
     "recorders_installed",
     "resident_bytes",
     "skeleton",
+    "takes",
+    "tensors_in",
     "text_config",
+    "text_inputs",
     "tied_names",
 ]

@@ -18,7 +18,9 @@ def is_experts(module: nn.Module) -> bool:
     return all(hasattr(module, flag) for flag in _FLAGS) and hasattr(module, "num_experts")
 
 
-def ffn_shape(module: Any, *, fused: bool = True, transposed: bool | None = None, interleaved: bool | None = None) -> FFNShape:
+def ffn_shape(
+    module: Any, *, fused: bool = True, transposed: bool | None = None, interleaved: bool | None = None
+) -> FFNShape:
     """The shape of one expert of a fused experts module, on any device.
 
     Args:

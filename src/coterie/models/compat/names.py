@@ -79,7 +79,7 @@ class DiskNames:
 
     def _whole(self, renamed: str, converter: Any, steps: list[str]) -> Place:
         """A tensor that is all of a parameter, or that several parameters are made from."""
-        order = {("Transpose",): "transposed", ("Interleave",): "interleaved"}.get(tuple(steps), "same")
+        order = {"Transpose": "transposed", "Interleave": "interleaved"}.get("+".join(steps), "same")
         first, *others = map(_plain, converter.target_patterns)
         fills = (renamed, *(renamed.replace(first, other) for other in others))
         return Place(renamed, order=order, converted=True, fills=fills)
