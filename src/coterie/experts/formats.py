@@ -27,30 +27,31 @@ SERVED: tuple[str, ...] = tuple(_ENDINGS)
 """Values of ``quant_method`` that are served."""
 
 _PACKAGE = "transformers itself reads it only with the package {}"
+_NO_EXPERTS = "transformers reads it for linear layers only, with the package gptqmodel, and leaves the experts random"
 REFUSED: Mapping[str, str] = {
     "aqlm": _PACKAGE.format("aqlm"),
     "auto-round": _PACKAGE.format("auto-round"),
-    "awq": _PACKAGE.format("gptqmodel"),
+    "awq": _NO_EXPERTS,
     "bitnet": "its activations are quantised too, so that there are no float weights to compute with",
     "bitsandbytes": _PACKAGE.format("bitsandbytes"),
     "compressed-tensors": _PACKAGE.format("compressed-tensors"),
-    "eetq": "its kernels exist for GPUs only",
+    "eetq": "transformers reads it on GPUs only",
     "fbgemm_fp8": "transformers reads it on GPUs only",
     "fouroversix": _PACKAGE.format("fouroversix"),
-    "fp_quant": _PACKAGE.format("fp_quant"),
+    "fp_quant": "transformers reads it on GPUs only",
     "gemma": "its activations are rounded too, and transformers reads it for linear layers, not for experts",
     "gguf": "Coterie reads safetensors",
-    "gptq": _PACKAGE.format("gptqmodel"),
-    "higgs": "its kernels exist for GPUs only",
+    "gptq": _NO_EXPERTS,
+    "higgs": "transformers reads it on GPUs only",
     "hqq": _PACKAGE.format("hqq"),
-    "metal": "its kernels exist for Apple's GPUs only",
+    "metal": "it is made for Apple's GPUs, and its packed integers are not read",
     "nvfp4": "transformers makes such weights but does not read them",
     "quanto": _PACKAGE.format("optimum-quanto"),
     "quark": _PACKAGE.format("amd-quark"),
     "sinq": _PACKAGE.format("sinq"),
-    "spqr": "its kernels exist for GPUs only",
+    "spqr": "transformers reads it on GPUs only",
     "torchao": _PACKAGE.format("torchao"),
-    "vptq": _PACKAGE.format("vptq"),
+    "vptq": "transformers reads it on GPUs only",
 }
 """``quant_method`` -> why it is not served."""
 
