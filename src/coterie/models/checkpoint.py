@@ -19,7 +19,7 @@ import torch
 from coterie.errors import UnsupportedError
 from coterie.models.checksum import Seal
 from coterie.models.compat import read_config, resident_bytes, skeleton, text_config
-from coterie.models.families import check_family, check_has_experts, dense_text, own_layout_text
+from coterie.models.families import WHOLE_PROMPT, check_family, check_has_experts, dense_text, own_layout_text
 from coterie.models.hub import resolve
 from coterie.models.layout import sort_tensors
 from coterie.models.shards import check_not_quantised, read_config_json, read_ranges
@@ -82,6 +82,11 @@ class Checkpoint:
     def context_length(self) -> int | None:
         """Tokens the model was made for; None if its config does not say."""
         return getattr(self.text, "max_position_embeddings", None)
+
+    @property
+    def reads_in_pieces(self) -> bool:
+        """Whether a prompt may be read in several forwards that share a cache."""
+        return self.config.model_type not in WHOLE_PROMPT
 
     @property
     def vocab_size(self) -> int:

@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from coterie.models.compat import skeleton
+from coterie.models.compat import beside_text, skeleton
 from coterie.models.find import MoESite, find_sites
 
 __all__ = ["PARTS", "Parameters", "count_parameters", "part_names"]
 
 PARTS = (
     "experts", "shared experts", "routers", "attention", "recurrent layers", "dense feed-forward", "embeddings",
-    "output head", "norms", "other",
+    "output head", "norms", "pictures and sounds", "other",
 )  # fmt: skip
 """Kinds of parameters, in the order they are shown."""
 
+_BESIDE = "pictures and sounds"
 # by the names of the classes around a tensor: a norm inside attention is attention's, one beside it is a norm
 _CLASSES = (
     ("attention", re.compile(r"Attention|Attn|MLA|Indexer")),
@@ -36,8 +37,8 @@ class Parameters:
 
     Attributes:
         total: all of them.
-        active: those a token meets, as an expectation: everything but the experts it does not choose. Embeddings
-            count whole, as is the custom, though a token reads one row of them.
+        active: those a token meets, as an expectation: everything but the experts it does not choose, and but
+            what is for pictures and sounds. Embeddings count whole, as is the custom, though a token reads one row.
     """
 
     total: Mapping[str, int]
@@ -69,21 +70,42 @@ def count_parameters(model: Any) -> Parameters:
     names = part_names(model, sites)
     total = dict.fromkeys(PARTS, 0)
     active = dict.fromkeys(PARTS, 0.0)
-    share = {f"{site.name}.": site.top_k / site.num_experts for site in sites}
-    for name, parameter in model.named_parameters():
+    share = {site.name: site.top_k / site.num_experts for site in sites}
+    for name, parameter in _once(model, names):
         part = names[name]
         total[part] += parameter.numel()
-        met = next((k for prefix, k in share.items() if name.startswith(prefix)), 1.0) if part == "experts" else 1.0
-        active[part] += parameter.numel() * met
+        active[part] += parameter.numel() * _met(name, part, share)
     return Parameters(total, active)
+
+
+def _once(model: nn.Module, names: Mapping[str, str]) -> list[tuple[str, nn.Parameter]]:
+    """Every parameter under one name; of several, one that belongs to the language model."""
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) not in found or names[found[id(parameter)][0]] == _BESIDE:
+            found[id(parameter)] = (name, parameter)
+    return list(found.values())
+
+
+def _met(name: str, part: str, share: Mapping[str, float]) -> float:
+    """Which share of a parameter a token meets."""
+    if part == _BESIDE:
+        return 0.0
+    return next(k for site, k in share.items() if _inside(name, site)) if part == "experts" else 1.0
 
 
 def part_names(model: Any, sites: list[MoESite]) -> dict[str, str]:
     """Name of every parameter and buffer -> the part it belongs to."""
+    beside = beside_text(model)
     modules = dict(model.named_modules())
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     state = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: _part(name, modules, sites, embedding, head) for name, _ in state}
+    return {
+        name: _BESIDE
+        if any(_inside(name, module) for module in beside)
+        else _part(name, modules, sites, embedding, head)
+        for name, _ in state
+    }
 
 
 def _part(name: str, modules: Mapping[str, Any], sites: list[MoESite], embedding: Any, head: Any) -> str:

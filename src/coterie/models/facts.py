@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from coterie.models.compat import text_config
 from coterie.models.find import MoESite
 from coterie.models.hypotheses import Groups, Weighing, chosen_as, confined, same_choice, weighed_as
 from coterie.models.probe import Probe, Seen
@@ -116,12 +117,12 @@ def router_facts(model: Any, site: MoESite) -> RouterFacts:
     random state is left alone.
     """
     block = model.get_submodule(site.block_name)
-    config = getattr(block, "config", None) or model.config.get_text_config()
+    config = getattr(block, "config", None) or text_config(model.config)
     facts = RouterFacts(
         type(site.gate).__name__, site.num_experts, None, site.top_k, **_shared(model, site, config),
         jitter=_numbers(config, _JITTER), losses=_numbers(config, _LOSSES),
     )  # fmt: skip
-    probe = Probe(block, site.gate, site.experts, model.config.get_text_config().hidden_size)
+    probe = Probe(block, site.gate, site.experts, text_config(model.config).hidden_size)
     seen = probe.ask()
     if seen is None:
         return replace(facts, note=f"the router answers only inside its model ({probe.refusal})")

@@ -47,7 +47,15 @@ FAMILIES: Mapping[str, Family] = {
 }  # fmt: skip
 
 # families of transformers with experts that are not served, and why
-EXCLUDED: Mapping[str, str] = {}
+EXCLUDED: Mapping[str, str] = {
+    "diffusion_gemma": "it writes by diffusion, whole blocks of text at once, not token after token.",
+}
+
+# families whose prompt cannot be read in pieces, and why
+WHOLE_PROMPT: Mapping[str, str] = {
+    "jamba": "its state-space layers go on from their state for a single token only",
+    "minimax": "it makes a cache of its own, which transformers' generate cannot fill piece by piece",
+}
 
 # what mixtures of experts call their number of experts; a config without any of these is dense
 _EXPERT_COUNTS = (

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from coterie.errors import UnsupportedError
 from coterie.models.bridge import ExpertsBridge
 from coterie.models.compat import beside_text, is_experts, text_config
 
@@ -48,14 +47,8 @@ class MoESite:
     def choices(self, x: Tensor) -> Tensor:
         """[T, K] experts this site's router would choose for ``x`` [T, D]. Past its hooks, so nobody records it.
 
-        Raises:
-            UnsupportedError: it does not decide by rows alone.
+        For routers with `gate_takes_rows` only.
         """
-        if not self.gate_takes_rows:
-            raise UnsupportedError(
-                f"The router {self.gate_name} decides by more than its input: it cannot be asked ahead. "
-                "Choose --prefetch previous-step, or none."
-            )
         chosen: Tensor = self.gate.forward(x)[2]
         return chosen
 

@@ -96,9 +96,11 @@ class Engine:
             return None
         length = min(self._cached.shape[1], ids.shape[1] - 1)
         same = (self._cached[0, :length] == ids[0, :length]).long().cumprod(0).sum()
-        if int(same) == 0 or not hasattr(self._cache, "crop"):
+        if int(same) == 0 or not self.model.coterie.checkpoint.reads_in_pieces:
             return None
         if surplus := self._cache.get_seq_length() - int(same):
+            if not self._cache.is_croppable:  # it holds a state instead of every token
+                return None
             self._cache.crop(-surplus)
         return self._cache
 

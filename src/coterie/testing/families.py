@@ -12,6 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from coterie.models.compat import quiet
+from coterie.models.compat.skeleton import auto_class
+from coterie.models.find import find_sites
+
 VOCABULARY = 320
 
 _COUNTS = (
@@ -27,7 +33,7 @@ _FIXED: Mapping[str, Any] = {
     "num_nextn_predict_layers": 0, "first_k_dense_replace": 1, "num_dense_layers": 1, "moe_layer_start_index": 0,
     # attention that compresses keys and values, and attention that looks up a few of them
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "qk_head_dim": 16,
-    "v_head_dim": 8, "index_head_dim": 8, "index_n_heads": 2, "index_topk": 8,
+    "v_head_dim": 8, "index_head_dim": 8, "index_n_heads": 2, "index_topk": 64,
     # layers that are no attention
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
     "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8,
@@ -115,7 +121,7 @@ ROWS: Mapping[str, Row] = {
     }),
     "olmoe": Row(), "openai_privacy_filter": Row(), "phimoe": Row(), "qwen2_moe": Row(), "qwen3_5_moe": Row(),
     "qwen3_moe": Row(), "qwen3_next": Row(),
-    "qwen3_omni_moe": Row("qwen3_omni_moe_thinker"),
+    "qwen3_omni_moe": Row("qwen3_omni_moe_thinker", {"vision_start_token_id": 310, "audio_start_token_id": 311}),
     "qwen3_vl_moe": Row(),
     "qwen4_exp": Row(options={"text_config": {
         "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16,
@@ -154,6 +160,44 @@ def tiny_config(
     kind = CONFIG_MAPPING[row.kind or family]
     fields = {**row.options, **options}
     return _shrunk(kind, fields, layers=layers, experts=experts, k=row.k or k, width=width, inner=inner)
+
+
+def tiny_family(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **sizes: Any) -> Any:
+    """A model of `tiny_config` on the CPU in eval mode, its routers drawn wide so that choices are spread.
+
+    Leaves the global random state alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = tiny_config(family, **sizes)
+        model = auto_class(config).from_config(config).eval()
+        for site in find_sites(model):
+            _spread(site.gate)
+    return model.to(dtype)
+
+
+@torch.no_grad()
+def _spread(gate: Any) -> None:
+    for name, tensor in [*gate.named_parameters(), *gate.named_buffers()]:
+        if tensor.is_floating_point() and tensor.dim() == 2 and min(tensor.shape) > 1:
+            tensor.normal_()
+        elif tensor.is_floating_point() and "bias" in name:
+            tensor.uniform_(-0.1, 0.1)
+
+
+def save_tiny_family(path: Path, model: Any, *, shards: int = 1, stacked: bool = False) -> Path:
+    """Save ``model`` in ``path`` and return ``path``.
+
+    Args:
+        shards: about how many files; with many, experts straddle two.
+        stacked: write the layout of memory, one [E, ...] tensor per projection, instead of the family's own.
+    """
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    with quiet():
+        model.save_pretrained(
+            path, max_shard_size=-(-total // shards) + (64 if shards > 1 else 1 << 20), save_original_format=not stacked
+        )
+    return path
 
 
 def _shrunk(kind: Any, options: Mapping[str, Any], *, layers: int | None, **sizes: int) -> Any:
