@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from coterie.errors import OptionError
 from coterie.experts.base import Experts
 from coterie.experts.buckets import bucketed
+from coterie.experts.few_rows import few_rows, has_few
 from coterie.experts.grouped import grouped_rows
 from coterie.experts.shape import FFNShape
+from coterie.experts.together import rows_together
 from coterie.ops.dispatch import dispatch, group_by_expert
 from coterie.routing import Routing
 
@@ -29,7 +31,7 @@ _ALIGNMENT = 64  # bytes: where torch's own allocator puts a tensor
 _BITS_DEPEND_ON_ADDRESS = (torch.float32, torch.float64)
 
 
-def expert_forward(x: Tensor, weights: Mapping[str, Tensor], shape: FFNShape) -> Tensor:
+def expert_forward(x: Tensor, weights: Mapping[str, Tensor], shape: FFNShape, *, compiled: bool = False) -> Tensor:
     """One expert: [n, D] -> [n, D]. Pure; weights of another dtype are cast to that of ``x``.
 
     The bits do not depend on where in memory ``x`` and the weights lie. bfloat16 and float16 need
@@ -42,11 +44,15 @@ def expert_forward(x: Tensor, weights: Mapping[str, Tensor], shape: FFNShape) ->
         x: [n, D]; n may be 0.
         weights: the names and shapes of `FFNShape.weight_shapes`.
         shape: how they fit together.
+        compiled: few rows go through the kernel of `few_rows`, where `has_few` allows it. Other bits than
+            without, and about twice the speed; no copy for the sake of an address.
     """
-    filled = bucketed(x)
-    ups = [_linear(filled, weights, name, shape.transposed) for name in shape.up_names]
+    few = compiled and has_few(x, _multiplied(weights))
+    linear = _few_linear if few else _linear
+    filled = x if few else bucketed(x)
+    ups = [linear(filled, weights, name, shape.transposed) for name in shape.up_names]
     hidden = shape.hidden(ups[-1], ups[0] if len(ups) == 2 else None)
-    rows = _linear(hidden, weights, "down_proj", shape.transposed)[: x.shape[0]]
+    rows = linear(hidden, weights, "down_proj", shape.transposed)[: x.shape[0]]
     return shape.finish(rows, weights.get("post_norm"))
 
 
@@ -59,9 +65,13 @@ class FFN(Experts):
         method: ``grouped`` (default) sorts the rows and multiplies with all experts at once; ``loop``
             calls `expert_forward` once per expert with items; ``reference`` once per assignment. They
             agree to rounding in outputs and gradients.
+        compiled: experts with few rows go through the kernel of `few_rows` where nothing records gradients, by
+            either of the first two methods: the bits that `expert_forward` gives. See `wants_kernel`.
     """
 
-    def __init__(self, num_experts: int, shape: FFNShape, method: Method = "grouped") -> None:
+    def __init__(
+        self, num_experts: int, shape: FFNShape, method: Method = "grouped", *, compiled: bool = False
+    ) -> None:
         super().__init__()
         if num_experts < 1:
             raise OptionError(f"num_experts must be 1 or more, found {num_experts}.")
@@ -70,6 +80,7 @@ class FFN(Experts):
         self.num_experts = num_experts
         self.shape = shape
         self.method = method
+        self.compiled = compiled
         for name, weight in draw_weights(shape, num_experts).items():
             self.register_parameter(name, nn.Parameter(weight))
 
@@ -84,9 +95,19 @@ class FFN(Experts):
         if self.method == "reference":
             return self._rows_reference(sent, routing)
         groups = group_by_expert(routing)
-        if self.method == "loop":
-            return self._rows_loop(sent, list(groups.hit()))
-        return grouped_rows(sent, groups, self._stacked(), self.shape)
+        if self.method == "grouped" and not (self.compiled and self._mostly_few(sent, routing)):
+            return grouped_rows(sent, groups, self._stacked(), self.shape)
+        hit = [(expert, n) for expert, n in enumerate(groups.counts.tolist()) if n]
+        if not hit:
+            return torch.zeros_like(sent)
+        if routing.num_items == 1:  # sorted already
+            return self._rows_sorted(sent, hit)
+        rows = self._rows_sorted(sent.index_select(0, groups.order), hit)
+        return rows.index_select(0, torch.argsort(groups.order))
+
+    def _mostly_few(self, sent: Tensor, routing: Routing) -> bool:
+        """Whether experts get as few rows on average as `few_rows` is for."""
+        return has_few(sent, _multiplied(self._stacked()), -(-sent.shape[0] // self.num_experts))
 
     def _rows_reference(self, sent: Tensor, routing: Routing) -> Tensor:
         each = [
@@ -95,23 +116,31 @@ class FFN(Experts):
         ]
         return torch.cat(each) if each else torch.zeros_like(sent)
 
-    def _rows_loop(self, sent: Tensor, hit: list[tuple[int, Tensor]]) -> Tensor:
+    def _rows_sorted(self, rows: Tensor, hit: list[tuple[int, int]]) -> Tensor:
+        """One expert after the other; the rows come sorted by expert, with how many each has."""
+        stacked = self._stacked()
+        if self.compiled and has_few(rows, _multiplied(stacked), max(n for _, n in hit)):
+            return rows_together(rows, hit, stacked, self.shape)
         # Unbound once: indexing a stacked parameter per expert makes a full-size gradient for each.
-        weights = {name: stack.unbind(0) for name, stack in self._stacked().items()}
-        each = [
-            expert_forward(sent[positions], {name: parts[expert] for name, parts in weights.items()}, self.shape)
-            for expert, positions in hit
-        ]
-        if not each:
-            return torch.zeros_like(sent)
-        order = torch.cat([positions for _, positions in hit])
-        return torch.cat(each).index_select(0, torch.argsort(order))
+        weights = {name: stack.unbind(0) for name, stack in stacked.items()}
+        sections = zip(hit, rows.split([n for _, n in hit]), strict=True)
+        return torch.cat([
+            expert_forward(
+                own, {name: parts[expert] for name, parts in weights.items()}, self.shape, compiled=self.compiled
+            )
+            for (expert, _), own in sections
+        ])  # fmt: skip
 
     def _stacked(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self.shape.weight_shapes()}
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, {self.shape}, method={self.method!r}"
+
+
+def _multiplied(weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """Those of an expert's weights that are matrices or their biases."""
+    return [weight for name, weight in weights.items() if name != "post_norm"]
 
 
 def draw_weights(shape: FFNShape, num_experts: int | None = None) -> dict[str, Tensor]:
@@ -132,6 +161,10 @@ def draw_weights(shape: FFNShape, num_experts: int | None = None) -> dict[str, T
 def _linear(x: Tensor, weights: Mapping[str, Tensor], name: str, transposed: bool) -> Tensor:
     matrix, bias = _placed(weights[name].to(x.dtype)), weights.get(f"{name}_bias")
     return F.linear(_placed(x), matrix.t() if transposed else matrix, None if bias is None else bias.to(x.dtype))
+
+
+def _few_linear(x: Tensor, weights: Mapping[str, Tensor], name: str, transposed: bool) -> Tensor:
+    return few_rows(x, weights[name], weights.get(f"{name}_bias"), transposed=transposed)
 
 
 def _placed(tensor: Tensor) -> Tensor:

@@ -30,14 +30,22 @@ class StoreExperts(Experts):
         num_experts: E.
         shape: of each expert.
         prefetcher: told what this layer needs and what went into it, reads ahead for the next.
+        compiled: as `expert_forward` has it.
     """
 
     def __init__(
-        self, store: Store, site: str, num_experts: int, shape: FFNShape, prefetcher: Prefetcher | None = None
+        self,
+        store: Store,
+        site: str,
+        num_experts: int,
+        shape: FFNShape,
+        prefetcher: Prefetcher | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.store, self.site, self.num_experts, self.shape = store, site, num_experts, shape
-        self.prefetcher = prefetcher
+        self.prefetcher, self.compiled = prefetcher, compiled
 
     def rows(self, x: Tensor, routing: Routing) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
@@ -52,12 +60,14 @@ class StoreExperts(Experts):
             if self.prefetcher is not None:
                 self.prefetcher.after(self.site, [key.expert for key in hit], x)
             for key, weights in lease:
-                rows[hit[key]] = expert_forward(sent[hit[key]], weights, self.shape)
+                rows[hit[key]] = expert_forward(sent[hit[key]], weights, self.shape, compiled=self.compiled)
         return rows
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StoreExperts:
         """A copy reads the same store: its weights never change, so there is nothing to copy."""
-        return StoreExperts(self.store, self.site, self.num_experts, self.shape, self.prefetcher)
+        return StoreExperts(
+            self.store, self.site, self.num_experts, self.shape, self.prefetcher, compiled=self.compiled
+        )
 
     def extra_repr(self) -> str:
         return f"site={self.site!r}, num_experts={self.num_experts}, {self.shape}"

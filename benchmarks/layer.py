@@ -1,0 +1,96 @@
+"""How fast is one mixture-of-experts layer, beside transformers' and beside a dense layer of the active size?
+
+    python benchmarks/layer.py                             three shapes, two dtypes, forward and backward: 10 minutes
+    python benchmarks/layer.py --quick                     one token and 512 tokens of the small shape: a minute
+    python benchmarks/layer.py --shapes B --tokens 1 16    only these
+    python benchmarks/layer.py --render FILE.jsonl         the report again, from the raw numbers of a run
+
+The report goes to stdout and, with every raw number beside it, to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import date
+from pathlib import Path
+
+import torch
+from layers.benchmark import Choice, run
+from layers.report import render
+from layers.shapes import SHAPES
+from offloading.facts import all_facts, hardware_name
+
+from coterie.experts import kernel_problem
+
+RESULTS = Path(__file__).resolve().parent / "results"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, run, report."""
+    options = _parser().parse_args(arguments)
+    if options.render:
+        print(render_file(options.render))
+        return
+    raw = measure(_choice(options), options.results)
+    print(raw.with_suffix(".md").read_text())
+    say(f"Written: {raw.with_suffix('.md')} and {raw.name}")
+
+
+def measure(choice: Choice, results: Path) -> Path:
+    """Run everything; returns the file of raw numbers, with the report beside it as ``.md``."""
+    results.mkdir(parents=True, exist_ok=True)
+    facts = all_facts(results)
+    raw = _fresh(results, f"layer_{hardware_name(facts['hardware'])}_{date.today().isoformat()}")
+    config = {"facts": facts, "threads": torch.get_num_threads(), "kernel": kernel_problem(), "raw": raw.name}
+    with raw.open("w") as file:
+        file.write(json.dumps({"config": config}) + "\n")
+        for record in run(choice, say):
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+    raw.with_suffix(".md").write_text(render_file(raw))
+    return raw
+
+
+def render_file(raw: Path) -> str:
+    """The report of a file of raw numbers, complete or not."""
+    config, *records = (json.loads(line) for line in raw.read_text().splitlines())
+    return render(config["config"], records)
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["A", "B", "S"], metavar="SHAPE")
+    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 16, 512, 2048], metavar="T")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--forward", action="store_true", help="leave the backward passes out")
+    parser.add_argument("--quick", action="store_true", help="shape S with 1 and 512 tokens, nothing else")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--render", type=Path, metavar="FILE", help="raw numbers of an earlier run; runs nothing")
+    return parser
+
+
+def _choice(options: argparse.Namespace) -> Choice:
+    if min(options.tokens) < 1:
+        sys.exit("--tokens must be 1 or more.")
+    shapes, tokens = (["S"], [1, 512]) if options.quick else (options.shapes, options.tokens)
+    backward = (False,) if options.forward else (False, True)
+    return Choice(tuple(shapes), tuple(tokens), tuple(DTYPES[d] for d in options.dtypes), backward, options.seed)
+
+
+def _fresh(results: Path, stem: str) -> Path:
+    """A file name that is not taken: an earlier run of the day is kept."""
+    names = (results / f"{stem}{tail}.jsonl" for tail in ("", *(f"_{n}" for n in range(2, 1000))))
+    return next(path for path in names if not path.exists())
+
+
+if __name__ == "__main__":
+    main()
