@@ -194,14 +194,19 @@ def test_a_mixture_family_without_any_expert_layer(tmp_path):
     refused(tmp_path, "dense model (qwen3_moe)", error=UnsupportedError)
 
 
+def test_a_family_that_transformers_does_not_know(single):
+    edit_json(single / "config.json", model_type="hyperexperts")
+    refused(single, "'hyperexperts'", "does not know", "pip install -U transformers", error=UnsupportedError)
+
+
 def test_a_family_that_is_not_served(single):
+    edit_json(single / "config.json", model_type="diffusion_gemma")
+    refused(single, "'diffusion_gemma'", "not served", "diffusion", error=UnsupportedError)
+
+
+def test_weights_of_another_family(single):
     edit_json(single / "config.json", model_type="granitemoe", num_local_experts=8)
-    refused(single, "'granitemoe'", "mixtral, olmoe, qwen3_moe, deepseek_v3", error=UnsupportedError)
-
-
-def test_a_mixture_inside_a_multimodal_config(single):
-    edit_json(single / "config.json", model_type="qwen3_vl_moe", num_experts=None, text_config={"num_experts": 8})
-    refused(single, "'qwen3_vl_moe'", "does not serve yet", error=UnsupportedError)
+    refused(single, "incomplete", "model.layers.0.block_sparse_moe.router.weight")
 
 
 def test_a_quantisation_method_in_the_config(single):

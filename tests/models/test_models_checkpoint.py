@@ -75,7 +75,6 @@ def test_facts(family, saved):
     assert checkpoint.expert_bytes == checkpoint.num_experts * checkpoint.bytes_per_expert
     assert (checkpoint.dtype, checkpoint.compute_dtype) == (torch.bfloat16, torch.bfloat16)
     assert (checkpoint.context_length, checkpoint.vocab_size, checkpoint.eos_ids) == (512, 320, {0})
-    assert checkpoint.family.shared == (family == "deepseek_v3")
 
 
 def test_layers_that_are_dense_on_purpose(tmp_path):
@@ -134,7 +133,7 @@ class RealMemory(TorchDispatchMode):
 
 
 def test_opening_allocates_nothing_big(saved):
-    path = saved("olmoe")
+    path = saved("olmoe", width=128)
     with RealMemory() as memory:
         checkpoint = open_checkpoint(path)
     assert memory.total < 0.05 * checkpoint.dense_bytes

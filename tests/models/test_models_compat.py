@@ -10,11 +10,12 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from coterie.errors import UnsupportedError
 from coterie.experts import FFNShape
+from coterie.models import open_checkpoint
 from coterie.models.compat import (
     DiskNames,
     Place,
     accept_sentinels,
-    class_without_experts,
+    class_without,
     ffn_shape,
     install_recorders,
     is_experts,
@@ -24,7 +25,9 @@ from coterie.models.compat import (
     skeleton,
     tied_names,
 )
-from coterie.testing.checkpoints import FAMILIES, tiny_config, tiny_model
+from coterie.testing.checkpoints import FAMILIES, save_tiny, tiny_config, tiny_model
+from coterie.testing.families import tiny_config as tiny_family_config
+from coterie.testing.families import tiny_family
 
 CHANGED = "transformers changed: mend src/coterie/models/compat/"
 
@@ -44,27 +47,47 @@ def test_experts_announce_their_layout(family):
     assert set(dict(experts.named_parameters())) == {"gate_up_proj", "down_proj"}, f"{CHANGED}interface.py"
 
 
-def test_all_combinations_of_flags_are_read():
+def experts_of(family):
+    return next(module for module in tiny_family(family).modules() if is_experts(module))
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("gpt_oss", {"bias": True, "transposed": True, "interleaved": True, "clamp": 7.0, "alpha": 1.702}),
+        ("openai_privacy_filter", {"bias": True, "transposed": True, "clamp": 7.0, "alpha": 1.702}),
+        ("deepseek_v4", {"clamp": 10.0}),
+        ("gemma4", {"activation": "gelu_pytorch_tanh"}),
+        ("nemotron_h", {"gated": False, "activation": "relu2"}),
+        ("aria", {"transposed": True}),
+    ],
+)
+def test_what_families_compute_is_recognised(family, options):
+    found = ffn_shape(experts_of(family))
+    assert found == FFNShape(width=32, inner=16, **options), f"{CHANGED}gating.py or interface.py: {family}"
+
+
+@pytest.mark.parametrize("family", ["beam", "inkling2"])
+def test_a_gate_of_a_familys_own_is_called_where_we_have_none_like_it(family):
+    """In float32 Beam's is ours; it rounds elsewhere in bfloat16."""
+    experts = experts_of(family)
+    gate, up = torch.randn(3, 16, dtype=torch.bfloat16), torch.randn(3, 16, dtype=torch.bfloat16)
+    shape = ffn_shape(experts)
+    assert shape.gate_fn is not None
+    assert torch.equal(shape.hidden(up, gate), experts._apply_gate(torch.cat([gate, up], -1)))
+    with torch.device("meta"):
+        assert ffn_shape(experts_of(family)).gate_fn is not None, "on the meta device as well"
+
+
+def test_a_norm_behind_each_expert_is_read():
+    shape = ffn_shape(experts_of("muse_spark"))
+    assert (shape.post_norm, shape.post_norm_eps) == (True, 1e-8)
+
+
+def test_an_activation_with_weights_of_its_own_is_refused():
     _, _, experts = parts_of("olmoe")
-    experts.is_transposed, experts.has_bias, experts.is_concatenated = True, True, False
-    experts.down_proj = nn.Parameter(torch.zeros(8, 16, 32))
-    expected = FFNShape(width=32, inner=16, bias=True, transposed=True, interleaved=True)
-    assert ffn_shape(experts) == expected
-
-
-def test_an_experts_class_with_its_own_gate_is_refused():
-    from transformers import GptOssConfig
-    from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
-
-    experts = GptOssExperts(GptOssConfig(hidden_size=8, intermediate_size=8, num_local_experts=2))
-    with pytest.raises(UnsupportedError, match="GptOssExperts gates its experts in a way of its own"):
-        ffn_shape(experts)
-
-
-def test_an_unknown_activation_is_refused():
-    _, _, experts = parts_of("olmoe")
-    experts.config.hidden_act = "mish"
-    with pytest.raises(UnsupportedError, match="mish"):
+    experts.act_fn = nn.PReLU(16, device="meta")
+    with pytest.raises(UnsupportedError, match="OlmoeExperts has an activation of its own"):
         ffn_shape(experts)
 
 
@@ -117,25 +140,56 @@ def test_recorder_hooks_match_by_isinstance(family):
 def test_expert_names_on_disk(family, disk, place):
     names = DiskNames(skeleton(tiny_config(family), torch.float32))
     name, *rest = place
-    expected = Place(f"model.layers.1.mlp.experts.{name}", *rest)
+    full = f"model.layers.1.mlp.experts.{name}"
+    expected = Place(full, *rest, fills=(full,))
     assert names.place(disk) == expected, f"{CHANGED}names.py: {family}'s conversion table"
 
 
 def test_other_names_on_disk():
     names = DiskNames(skeleton(tiny_config("mixtral"), torch.float32))
-    assert names.place("model.layers.0.block_sparse_moe.gate.weight") == Place("model.layers.0.mlp.gate.weight")
-    assert names.place("model.norm.weight") == names.place("norm.weight") == Place("model.norm.weight")
-    assert names.place("something.else") == Place("something.else")
+    for disk, memory in {
+        "model.layers.0.block_sparse_moe.gate.weight": "model.layers.0.mlp.gate.weight",
+        "model.norm.weight": "model.norm.weight", "norm.weight": "model.norm.weight",
+        "something.else": "something.else",
+    }.items():  # fmt: skip
+        assert names.place(disk) == Place(memory, fills=(memory,)), f"{CHANGED}names.py"
 
 
-def test_a_conversion_beyond_stacking_is_refused():
+@pytest.mark.parametrize(
+    ("family", "disk", "name", "order"),
+    [
+        ("aria", "language_model.model.layers.0.mlp.experts.fc1.weight", "gate_up_proj", "same"),
+        ("qwen3_vl_moe", "model.language_model.layers.0.mlp.experts.gate_up_proj", "gate_up_proj", "transposed"),
+        ("inkling2", "model.language_model.layers.0.mlp.experts.w13_weight", "gate_up_proj", "interleaved"),
+    ],
+)
+def test_other_orders_on_disk(family, disk, name, order):
+    place = DiskNames(skeleton(tiny_family_config(family), torch.float32)).place(disk)
+    assert (place.name, place.order) == (f"model.language_model.layers.0.mlp.experts.{name}", order), CHANGED
+
+
+def test_experts_of_two_modalities_are_one_list_on_disk():
+    names = DiskNames(skeleton(tiny_family_config("ernie4_5_vl_moe"), torch.float32))
+    places = [names.place(f"model.layers.1.mlp.experts.{number}.up_proj.weight") for number in (7, 8)]
+    owners = [place.name.split(".mlp.")[1].split(".")[0] for place in places]
+    assert owners == ["text_moe", "vision_moe"], f"{CHANGED}names.py: modalities"
+    assert [(place.expert, place.part, place.parts) for place in places] == [(7, 1, 2), (0, 1, 2)]
+
+
+def test_a_conversion_beyond_stacking_is_refused(tmp_path, monkeypatch):
     from transformers.core_model_loading import Transpose
 
-    names = DiskNames(skeleton(tiny_config("olmoe"), torch.float32))
-    for converter in names._converters:
-        converter.operations.append(Transpose(1, 2))
+    path = save_tiny(tmp_path / "model", "olmoe", tokenizer=False)
+    usual = DiskNames.__init__
+
+    def init(self, model):
+        usual(self, model)
+        for converter in self._converters:
+            converter.operations.append(Transpose(1, 2))
+
+    monkeypatch.setattr(DiskNames, "__init__", init)
     with pytest.raises(UnsupportedError, match="does not read yet"):
-        names.place("model.layers.1.mlp.experts.5.gate_proj.weight")
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -155,10 +209,10 @@ def test_tied_names():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_class_without_experts_still_counts_as_transformers_own(family):
+def test_a_class_without_still_counts_as_transformers_own(family):
     config = tiny_config(family)
     base = type(skeleton(config, torch.float32))
-    kind = class_without_experts(base, ["model.layers.1.mlp.experts"])
+    kind = class_without(base, ["model.layers.1.mlp.experts"])
     assert not kind.is_custom_code(), f"{CHANGED}skeleton.py: the class would lose the conversion of names"
     with torch.device("meta"):
         model = kind(config)
@@ -177,7 +231,7 @@ def test_the_loader_slices_a_state_dict_lazily(saved):
 
     checkpoint = open_checkpoint(saved("deepseek_v3", dtype=torch.bfloat16))
     names = [site.name for site in checkpoint.sites]
-    kind = class_without_experts(type(skeleton(checkpoint.config, torch.bfloat16)), names)
+    kind = class_without(type(skeleton(checkpoint.config, torch.bfloat16)), names)
     read = []
 
     def listening(part):

@@ -65,7 +65,8 @@ def test_a_family_runs_under_a_budget_with_the_bits_of_everything_resident(famil
         assert host.coterie.store.resident <= slots
         host.coterie.close()
     plan = recording.plan()
-    assert plan.sites and all(routing.num_items == prompt.numel() for routing in plan.sites.values())
+    assert plan.sites
+    assert all(routing.num_items == prompt.numel() for routing in plan.sites.values())
 
 
 @pytest.mark.parametrize("family", [family for family in SERVED if family != "openai_privacy_filter"])

@@ -19,7 +19,7 @@ import torch
 from coterie.errors import UnsupportedError
 from coterie.models.checksum import Seal
 from coterie.models.compat import read_config, resident_bytes, skeleton, text_config
-from coterie.models.families import WHOLE_PROMPT, check_family, check_has_experts, dense_text, own_layout_text
+from coterie.models.families import WHOLE_PROMPT, check_family, dense_text
 from coterie.models.hub import resolve
 from coterie.models.layout import sort_tensors
 from coterie.models.shards import check_not_quantised, read_config_json, read_ranges
@@ -143,22 +143,13 @@ def open_checkpoint(model: str | Path, revision: str | None = None, checksum: bo
     body = skeleton(config, compute)
     layout = sort_tensors(body, ranges, str(path))
     if not layout.sites:
-        raise UnsupportedError(_no_sites(raw, str(path)))
+        raise UnsupportedError(dense_text(str(path), config.model_type))
     dtype = FLOATS[next(layout.sites[0].ranges()).dtype]
     dense_bytes = resident_bytes(body, [*layout.beside, *(site.name for site in layout.sites)])
     seal = Seal.of([path / "config.json", *sorted({part.path for part in ranges.values()})], contents=checksum)
     return Checkpoint(
         path, config, ranges, layout.sites, layout.dense, layout.beside, dtype, compute, dense_bytes, seal
     )  # fmt: skip
-
-
-def _no_sites(config: Mapping[str, Any], where: str) -> str:
-    kind = str(config.get("model_type", ""))
-    try:
-        check_has_experts(config, where)
-    except UnsupportedError:
-        return dense_text(where, kind)
-    return own_layout_text(where, kind)
 
 
 def _first_float(ranges: Mapping[str, TensorRange]) -> torch.dtype:

@@ -78,8 +78,8 @@ def check_family(config: Mapping[str, Any], where: str) -> None:
         from transformers import __version__
 
         raise UnsupportedError(
-            f"{where} is of the family {kind!r}, which transformers {__version__} does not know. Check model_type in "
-            "config.json; for a newer family type: pip install -U transformers"
+            f"{where} is of the family {kind!r}, which transformers {__version__} does not know. For a newer family "
+            "type: pip install -U transformers; else check model_type in config.json."
         )
 
 
@@ -99,14 +99,6 @@ def dense_text(where: str, kind: str) -> str:
         f"{where} is a dense model ({kind or 'no model_type in config.json'}): it has no experts to keep on disk. "
         "Making experts of it will be `coterie upcycle` and `coterie split` (planned); until then choose a "
         "mixture-of-experts checkpoint, such as one of Mixtral, OLMoE, Qwen3-MoE, DeepSeek-V3 or gpt-oss."
-    )
-
-
-def own_layout_text(where: str, kind: str) -> str:
-    """What to tell the owner of a mixture whose experts lie in a way we do not read."""
-    return (
-        f"{where} is a mixture of experts of the family {kind!r}, whose experts are laid out in a way that Coterie "
-        "does not serve. docs/families.md lists the families that are."
     )
 
 
