@@ -1,4 +1,4 @@
-"""The one place where the surroundings of every test are set: no network, one thread, fixed seeds, no user cache."""
+"""The one place where the surroundings of every test are set: no network, one thread, fixed seeds."""
 
 from __future__ import annotations
 
@@ -23,20 +23,9 @@ def seeds():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-    """What Coterie makes for itself goes to a folder of this run, never to the user's cache."""
-    home = tmp_path_factory.mktemp("coterie-home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COTERIE_HOME", str(home))
-        yield home
-
-
 @pytest.fixture(scope="session")
-def pocket(own_cache):
-    """The pocket model, trained so briefly that it only babbles, where the name `pocket` finds it."""
-    from coterie.training import train_pocket
+def pocket():
+    """Where the pocket model is, which is shipped."""
+    from coterie.jobs.locate import locate
 
-    path = own_cache / "pocket-1"
-    train_pocket(path, steps=8)
-    return path
+    return locate("pocket")

@@ -1,34 +1,130 @@
 from __future__ import annotations
 
-import pytest
+import json
+import shutil
 
-from coterie.training.pocket import python_prose, train_pocket
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from coterie.errors import OptionError
+from coterie.training import train_pocket
+from coterie.training.card import write_card
+from coterie.training.pocket import recipe_for
+from coterie.training.trainer import last_checkpoint
 
 
 @pytest.fixture(scope="module")
-def pocket(tmp_path_factory):
-    losses = []
-    path = tmp_path_factory.mktemp("pocket")
-    train_pocket(path, steps=12, progress=lambda step, steps, loss: losses.append(loss))
-    return path, losses
+def trained(tmp_path_factory, texts, small):
+    """A finished model: (directory, losses)."""
+    losses, out = [], tmp_path_factory.mktemp("pocket") / "model"
+    train_pocket(out, texts, recipe=small(8), progress=lambda step, steps, loss: losses.append(loss))
+    return out, losses
 
 
-def test_training_learns(pocket):
-    _, losses = pocket
-    assert len(losses) == 12
+class Stop(Exception):
+    """Stands for whatever ends a run."""
+
+
+def stop_at(wanted):
+    def progress(step, steps, loss):
+        if step == wanted:
+            raise Stop
+
+    return progress
+
+
+def test_training_learns(trained):
+    _, losses = trained
+    assert len(losses) == 8
     assert losses[-1] < losses[0] - 0.5
 
 
-def test_what_it_saves_is_a_servable_checkpoint(pocket):
+def test_what_it_saves_is_a_servable_checkpoint(trained):
     from coterie.models.checkpoint import open_checkpoint
 
-    checkpoint = open_checkpoint(pocket[0])
-    assert len(checkpoint.sites) == 4
-    assert checkpoint.sites[0].num_experts == 16
-    assert (pocket[0] / "tokenizer.json").exists()
+    checkpoint = open_checkpoint(trained[0])
+    assert [site.num_experts for site in checkpoint.sites] == [4, 4]
+    model = AutoModelForCausalLM.from_pretrained(trained[0])
+    assert model.dtype == torch.bfloat16
+    assert not model.config.output_router_logits
+    assert AutoTokenizer.from_pretrained(trained[0]).decode([3]) != ""
 
 
-def test_the_text_is_prose_that_every_python_has():
-    texts = list(python_prose())
-    assert sum(map(len, texts)) > 1_000_000
-    assert any("exception" in text for text in texts)
+def test_work_is_tidied_away(trained):
+    assert [path.name for path in trained[0].parent.iterdir()] == ["model"]
+
+
+def test_the_card_says_what_was_measured(trained):
+    out, _ = trained
+    card, measures = (out / "README.md").read_text(), json.loads((out / "measures.json").read_text())
+    for domain, numbers in measures["perplexity"].items():
+        assert f"| {domain} | {numbers['model']:.2f} | {numbers['trigram']:.2f} |" in card
+        assert numbers["trigram"] == min(numbers["trigram_all_text"], numbers["trigram_own_text"])
+    assert "--steps 8 --seed 0" in card
+    assert "not stated" in card
+    assert (out / "loss.svg").read_text().count("<polyline") == 3
+    assert set(json.loads((out / "samples.json").read_text())) == {"manuals", "stories"}
+
+
+def test_the_card_can_be_written_anew(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    (tmp_path / "copy" / "README.md").unlink()
+    write_card(tmp_path / "copy")
+    assert (tmp_path / "copy" / "README.md").read_bytes() == (trained[0] / "README.md").read_bytes()
+
+
+def test_stopped_and_resumed_is_the_same_model(trained, texts, small, tmp_path):
+    out = tmp_path / "model"
+    with pytest.raises(Stop):
+        train_pocket(out, texts, recipe=small(8), progress=stop_at(5))
+    assert not out.exists()
+    with pytest.raises(OptionError, match="--resume"):
+        train_pocket(out, texts, recipe=small(8))
+    train_pocket(out, texts, recipe=small(8), resume=True)
+    expected = load_file(trained[0] / "model.safetensors")
+    assert all(torch.equal(value, expected[name]) for name, value in load_file(out / "model.safetensors").items())
+
+
+def test_a_stop_while_measuring_loses_no_training(texts, small, tmp_path, monkeypatch):
+    from coterie.training import pocket
+
+    def stopped(*_):
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pocket, "finish", stopped)
+        with pytest.raises(Stop):
+            train_pocket(tmp_path / "model", texts, recipe=small(3))
+    assert last_checkpoint(tmp_path / "model.work").name == "checkpoint-3"
+    steps = []
+    train_pocket(tmp_path / "model", texts, recipe=small(3), resume=True, progress=lambda step, *_: steps.append(step))
+    assert steps == []
+    assert (tmp_path / "model" / "README.md").exists()
+
+
+def test_sources_are_told_and_kept(texts, small, tmp_path):
+    sources = tmp_path / "from.json"
+    sources.write_text(json.dumps({"stories": {"what": "tales", "licence": "CC0", "attribution": "by nobody"}}))
+    train_pocket(tmp_path / "model", texts, domains=["stories"], sources=sources, recipe=small(2))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| stories | tales | CC0 |" in card
+    assert "- stories: by nobody" in card
+
+
+def test_what_cannot_be_done_is_refused_before_anything_is_written(trained, texts, small, tmp_path):
+    with pytest.raises(OptionError, match="exists already"):
+        train_pocket(trained[0], texts, recipe=small(2))
+    with pytest.raises(OptionError, match="no finished checkpoint"):
+        train_pocket(tmp_path / "model", texts, recipe=small(2), resume=True)
+    (tmp_path / "from.json").write_text("[1, 2]")
+    with pytest.raises(OptionError, match="where the text is from"):
+        train_pocket(tmp_path / "model", texts, sources=tmp_path / "from.json", recipe=small(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["from.json"]
+
+
+def test_the_recipe_of_the_shipped_model_is_the_default():
+    assert recipe_for(5, 3).options.steps == 5
+    assert recipe_for(5, 3).options.seed == 3
+    assert recipe_for().shape["num_experts"] == 16

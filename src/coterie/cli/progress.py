@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ class Progress:
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._status: Any = None
+        self._began: tuple[int, float] | None = None  # first step that was told, and when
 
     def __enter__(self) -> Progress:
         if not self._quiet and sys.stderr.isatty():
@@ -38,12 +40,22 @@ class Progress:
             self._status.update(text)
 
     def training(self, step: int, steps: int, loss: float) -> None:
-        """Show how far the pocket model's training is; a line at every tenth where there is no terminal."""
-        text = f"Training the pocket model, once: step {step} of {steps}, loss {loss:.2f}"
+        """Show how far training is and how long it will take; a line at every hundredth where there is no terminal."""
+        self._began = self._began or (step, time.monotonic())
+        text = f"Training: step {step} of {steps}, loss {loss:.2f}{self._left(step, steps)}"
+        if step == steps:
+            text += ". Measuring"
         if self._status is not None:
             self._status.update(text)
-        elif not self._quiet and step % max(1, steps // 10) == 0:
+        elif not self._quiet and (step % max(1, steps // 100) == 0 or step == steps):
             print(text, file=sys.stderr, flush=True)
+
+    def _left(self, step: int, steps: int) -> str:
+        first, since = self._began or (step, 0.0)
+        if step in (first, steps):
+            return ""
+        seconds = (time.monotonic() - since) / (step - first) * (steps - step)
+        return f", about {seconds / 60:.0f} minutes left" if seconds > 90 else f", about {seconds:.0f} seconds left"
 
 
 def status_line(generation: Generation, residence: Residence) -> str:

@@ -81,7 +81,7 @@ def run(
     text = _prompt_text(prompt)
     progress = Progress(quiet or as_json)
     with progress:
-        checkpoint = open_checkpoint(locate(model, revision, progress.training))
+        checkpoint = open_checkpoint(locate(model, revision))
         prompts = Prompts.of(checkpoint.path, checkpoint.context_length)
         ids = None if text is None else prompts.encode(text, raw=raw, system=system)
         progress.say(f"Loading {model}")

@@ -39,7 +39,7 @@ def verify(
 
     with Progress(as_json) as progress:
         report = check(
-            locate(model, revision, progress.training), memory, text=text or TEXT, new_tokens=new_tokens, batch=batch,
+            locate(model, revision), memory, text=text or TEXT, new_tokens=new_tokens, batch=batch,
             policy=policy, prefetch=prefetch, against_transformers=transformers, say=progress.say,
         )  # fmt: skip
     typer.echo(json.dumps({"model": model, **report.as_record()}) if as_json else _described(report))

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from coterie.models.compat import quiet
 from coterie.training.trainer import COMPLETE, Progress, check_finite
 
 
@@ -34,6 +35,17 @@ class _CheckedTrainer(Trainer):
             self.progress(step, self.state.max_steps, value)
         return loss
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights through ``from_pretrained``.
+
+        Checkpoints hold each expert by itself, the model holds them stacked; Trainer's own loading does not know
+        the conversion and would leave the experts as they were, with a warning.
+        """
+        model = model or self.model
+        with quiet():
+            saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+
 
 class Log(TrainerCallback):
     """Appends every logged record to a file as one JSON line. Final."""
@@ -43,7 +55,8 @@ class Log(TrainerCallback):
         self._begin = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        self.write(state.global_step, {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if logs and name in logs})
+        names = ("loss", "grad_norm", "learning_rate")
+        self.write(state.global_step, {name: logs[name] for name in names if logs and name in logs})
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Add a line now; without values nothing."""

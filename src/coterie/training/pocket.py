@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from coterie.errors import OptionError
 from coterie.models.compat import quiet
+from coterie.training.card import finish, read_sources
 from coterie.training.measure import cross_entropy
 from coterie.training.text import SPLITS, Corpus, read_domains
 from coterie.training.tokens import token_ids, train_tokenizer
@@ -24,7 +25,7 @@ SHAPE: Mapping[str, Any] = {
     "num_key_value_heads": 1, "num_experts": 16, "num_experts_per_tok": 4, "max_position_embeddings": 1024,
     "norm_topk_prob": True, "tie_word_embeddings": True, "router_aux_loss_coef": 0.01,
 }  # fmt: skip
-STEPS = 6800
+STEPS, VALID_WINDOWS = 7600, 32
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def train_pocket(
     text: Path,
     *,
     domains: Sequence[str] | None = None,
+    sources: Path | None = None,
     recipe: Recipe | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -61,34 +63,36 @@ def train_pocket(
 
     Checkpoints and the log lie in ``out`` + ``.work`` meanwhile; ``out`` appears when all is done. On one machine,
     with one number of threads, the same text, recipe and versions give the same weights, stopped and resumed or not.
+    Sets the seeds of random, numpy and torch.
 
     Args:
         out: a directory that does not exist yet.
         text: where ``<domain>.<split>.txt[.gz]`` lie.
-        domains: which of them; default all.
+        domains: which of them; default all, in name order.
+        sources: a JSON file that says where the text is from, for the card; see `read_sources`.
         recipe: shape and options.
         resume: go on from the last complete checkpoint; the steps may differ from before.
         progress: called as (step, steps, loss) after every step.
 
     Raises:
-        OptionError: ``out`` exists, there is nothing to resume, or the text is unusable.
+        OptionError: ``out`` exists, there is nothing to resume, or the text or ``sources`` is unusable.
         TrainingError: the loss is not finite.
         MissingExtraError: accelerate is not installed.
     """
     recipe, work = recipe or Recipe(), out.with_name(out.name + ".work")
     _check_places(out, work, resume)
     corpus = read_domains(text, domains)
+    origin = read_sources(sources, list(corpus))
     tokenizer = train_tokenizer((splits["train"] for splits in corpus.values()), recipe.vocabulary)
     streams = encode(corpus, tokenizer)
+    _check_size(streams, recipe.length)
     work.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng(), torch.enable_grad():
+    with torch.enable_grad():
         model = _train(tokenizer, streams, recipe, work, resume, progress)
-    from coterie.training.card import finish
-
     scratch = work / "finished"
     shutil.rmtree(scratch, ignore_errors=True)
     save(model, tokenizer, scratch)
-    finish(scratch, work, corpus, streams, recipe)
+    finish(scratch, work, corpus, streams, recipe, origin)
     scratch.rename(out)
     shutil.rmtree(work)
 
@@ -110,6 +114,7 @@ def save(model: Any, tokenizer: Any, path: Path) -> None:
     with quiet():
         model.to(torch.bfloat16).save_pretrained(path)
     tokenizer.save_pretrained(path)
+    (path / "model.safetensors").chmod(0o644)  # it is written for its owner alone
 
 
 def _check_places(out: Path, work: Path, resume: bool) -> None:
@@ -119,6 +124,15 @@ def _check_places(out: Path, work: Path, resume: bool) -> None:
         raise OptionError(f"{work} holds no finished checkpoint to resume from. Leave --resume out to start anew.")
     if not resume and work.exists():
         raise OptionError(f"{work} holds a training that was stopped. Add --resume to go on, or delete it.")
+
+
+def _check_size(streams: Mapping[str, Mapping[str, Tensor]], length: int) -> None:
+    for split, domains in streams.items():
+        for domain, ids in domains.items():
+            if len(ids) < 2 * length:
+                raise OptionError(
+                    f"The {split} text of {domain!r} has {len(ids)} tokens; at least {2 * length} are needed. Give more."
+                )
 
 
 def _train(
@@ -134,14 +148,16 @@ def _train(
         streams["train"], recipe.length, options.steps * options.batch, seed=options.seed, evenness=recipe.evenness
     )
 
-    def losses(model: Any) -> dict[str, float]:
-        slices = {domain: ids[: 32 * recipe.length] for domain, ids in streams["valid"].items()}
-        return {f"valid_{domain}": cross_entropy(model, ids, length=recipe.length, stride=recipe.length) for domain, ids in slices.items()}
-
-    measure = Measure(losses, recipe.measure_every, Log(work / LOG))
+    measure = Measure(_losses_on(streams["valid"], recipe.length), recipe.measure_every, Log(work / LOG))
     trainer = language_trainer(model, windows, options, work, progress=progress, callbacks=[measure])
     train_from(trainer, resume=resume)
     return model
+
+
+def _losses_on(valid: Mapping[str, Tensor], length: int) -> Callable[[Any], dict[str, float]]:
+    """A quick look at unseen text: the first windows of each domain, side by side."""
+    slices = {f"valid_{domain}": ids[: VALID_WINDOWS * length] for domain, ids in valid.items()}
+    return lambda model: {name: cross_entropy(model, ids, length=length, stride=length) for name, ids in slices.items()}
 
 
 def _model(tokenizer: Any, recipe: Recipe) -> Any:

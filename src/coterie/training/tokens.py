@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,5 +36,5 @@ def train_tokenizer(texts: Iterable[str], entries: int) -> Any:
 def token_ids(text: str, tokenizer: Any | None = None) -> Tensor:
     """[N] int64 ids of a text; without a tokenizer its UTF-8 bytes, 0 to 255."""
     if tokenizer is None:
-        return torch.frombuffer(bytearray(text.encode("utf-8")), dtype=torch.uint8).long()
+        return torch.from_numpy(np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64))
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)

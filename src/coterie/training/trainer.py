@@ -6,6 +6,7 @@ Other ways to learn hook in as callbacks (schedules read ``state.global_step``) 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -40,7 +41,7 @@ class Options:
     batch: int = 8
     rate: float = 3e-3
     warmup: int = 100
-    decay: float = 0.25
+    decay: float = 0.5
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0
@@ -111,15 +112,28 @@ def last_checkpoint(work: Path) -> Path | None:
 
 def read_log(work: Path) -> list[dict[str, Any]]:
     """The logged steps in order, each once: after a resume the later line stands."""
-    lines = (work / LOG).read_text(encoding="utf-8").splitlines() if (work / LOG).exists() else []
-    records = {}
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:  # the line that was being written when the run was stopped
-            continue
+    records: dict[int, dict[str, Any]] = {}
+    for record in _records(work):
         records[record["step"]] = records.get(record["step"], {}) | record
     return [records[step] for step in sorted(records)]
+
+
+def _records(work: Path) -> list[dict[str, Any]]:
+    """The lines of the log as they were written; one that was being written when the run was stopped is left out."""
+    records = []
+    for line in (work / LOG).read_text(encoding="utf-8").splitlines() if (work / LOG).exists() else []:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
+
+
+def seconds_spent(work: Path) -> float:
+    """Seconds of training that the log knows of, over all starts: each start counts from zero."""
+    spent = last = 0.0
+    for record in _records(work):
+        now = record.get("seconds", last)
+        spent, last = spent + (now - last if now >= last else now), now
+    return spent
 
 
 def check_finite(loss: Tensor, step: int) -> float:
