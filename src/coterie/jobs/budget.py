@@ -87,15 +87,16 @@ def planned_budget(checkpoint: Checkpoint, footprint: Footprint, memory: str | i
     Raises:
         BudgetError: ``memory`` is no size.
     """
-    total = _default(machine_memory()) if memory is None else parse_bytes(memory)
+    total = default_memory() if memory is None else parse_bytes(memory)
     experts = sum(site.num_experts for site in checkpoint.sites)
     workspace = footprint.workspace + _ALLOCATORS
     need = Budget(total, footprint.dense, footprint.cache, workspace, slot_bytes, 0, experts, checkpoint.expert_bytes)
     return replace(need, slots=max(0, min(experts, (total - need.fixed) // slot_bytes)))
 
 
-def _default(machine: int) -> int:
-    return int(min(available_memory(), machine) * (1 - _LEAVE_FREE))
+def default_memory() -> int:
+    """Bytes a budget has when nothing is asked: most of what is free."""
+    return int(min(available_memory(), machine_memory()) * (1 - _LEAVE_FREE))
 
 
 def _below_floor(need: Budget, memory: str | int | None) -> str:

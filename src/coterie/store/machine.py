@@ -20,6 +20,22 @@ def available_memory() -> int:
     return min(_field(Path("/proc/meminfo"), "MemAvailable", machine_memory()), machine_memory())
 
 
+def memory_limit() -> int | None:
+    """Bytes that the cgroups of this process allow it; None without a limit."""
+    return min(_cgroup_limits(), default=None)
+
+
+def swap_memory() -> tuple[int, int]:
+    """Bytes of swap there are, and how many of them are used."""
+    total = _field(Path("/proc/meminfo"), "SwapTotal", 0)
+    return total, total - _field(Path("/proc/meminfo"), "SwapFree", total)
+
+
+def page_cache() -> int:
+    """Bytes of files that the kernel keeps in memory; it gives them up when memory is asked for."""
+    return _field(Path("/proc/meminfo"), "Cached", 0)
+
+
 def anonymous_memory() -> int:
     """Bytes of this process that no file backs (RssAnon): interpreter, libraries, heap, arenas."""
     return _field(Path("/proc/self/status"), "RssAnon", 0)
