@@ -7,7 +7,12 @@ from typing import Annotated
 import typer
 
 from coterie import __version__
+from coterie.cli.doctor import doctor
+from coterie.cli.inspect import inspect
+from coterie.cli.plan import plan
 from coterie.cli.run import run
+from coterie.cli.trace import trace
+from coterie.cli.train import train
 from coterie.cli.verify import verify
 
 app = typer.Typer(
@@ -37,7 +42,12 @@ def options(
 
 
 app.command()(run)
+app.command()(inspect)
+app.command()(plan)
+app.command()(trace)
+app.command()(train)
 app.command()(verify)
+app.command()(doctor)
 
 
 def main() -> None:
