@@ -32,7 +32,7 @@ def heatmap(title: str, layers: Sequence[int], rows: Sequence[Tensor], hover: st
         hover: with ``{layer}``, ``{expert}`` and ``{ratio}``.
     """
     most = max(len(row) for row in rows)
-    wide = min(30.0, max(1.5, (_WIDTH - _LEFT) / most))
+    wide = min(56.0, max(1.5, (_WIDTH - _LEFT) / most))
     tall = min(26.0, max(7.0, 560 / len(rows)))
     gap = 1.0 if wide >= 5 else 0.0
     width, height = _LEFT + wide * most + 2, _ABOVE + tall * len(rows) + _BELOW

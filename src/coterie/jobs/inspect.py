@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coterie.experts import FFNShape
+from coterie.experts import method_of, split_name
+from coterie.jobs.architecture import attention_of, quantisation_of, shape_text
 from coterie.jobs.budget import planned_budget
 from coterie.jobs.inspection import ExpertKind, Inspection, LayerKind, Needs, Part, Storage
 from coterie.jobs.load import PREFILL, blobs_of, context_of
@@ -28,7 +29,6 @@ def inspect(
     *,
     context: int | None = None,
     revision: str | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
 ) -> Inspection:
     """What ``model`` is, from its config and the headers of its files; no weight is read. Blocks for seconds.
 
@@ -36,7 +36,6 @@ def inspect(
         model: a checkpoint directory, a hub name, "pocket", or an opened `Checkpoint`.
         context: tokens that the memory is stated for; default 2048 or the model's limit.
         revision: branch, tag or commit on the hub.
-        progress: told of the training of the pocket model, should it have to be made.
 
     Raises:
         CheckpointError, UnsupportedError: the checkpoint cannot be served, and why.
@@ -53,7 +52,9 @@ def inspect(
         architecture=type(view.host).__name__,
         dtype=_name(checkpoint.dtype),
         compute_dtype=_name(checkpoint.compute_dtype),
-        quantised=_quantisation(checkpoint.config),
+        quantised=quantisation_of(
+            checkpoint.quantization, {part.dtype for site in checkpoint.sites for part in site.ranges()}
+        ),
         layers=int(config.num_hidden_layers),
         width=int(config.hidden_size),
         vocabulary=int(config.vocab_size),
@@ -63,8 +64,8 @@ def inspect(
         layer_kinds=_layer_kinds(view),
         expert_kinds=_expert_kinds(view),
         routers=_routers(view),
-        attention=_attention(config),
-        storage=_storage(checkpoint, blobs),
+        attention=attention_of(config),
+        storage=_storage(view, blobs),
         needs=_needs(checkpoint, context, max(blob.slot_bytes for blob in blobs)),
     )
 
@@ -77,32 +78,47 @@ class _View:
     host: Any
     live: list[MoESite]
     parts: Mapping[str, str]
-    disk: Mapping[str, int]  # name in memory -> bytes on disk, experts left out
+    disk: Mapping[str, int]  # name in memory -> bytes on disk, of what is no expert
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> _View:
         host = skeleton(checkpoint.config, checkpoint.compute_dtype)
         live, names = find_sites(host), DiskNames(host)
+        parts, method = part_names(host, live), method_of(checkpoint.quantization, str(checkpoint.path))
         disk: dict[str, int] = defaultdict(int)
-        for name, part in checkpoint.dense.items():
-            disk[names.place(name).name] += part.nbytes
-        return cls(checkpoint, host, live, part_names(host, live), disk)
+        experts = {(part.path, part.start) for site in checkpoint.sites for part in site.ranges()}
+        for name, part in checkpoint.ranges.items():
+            if (part.path, part.start) not in experts:
+                disk[_weight(name, names, parts, method)] += part.nbytes
+        return cls(checkpoint, host, live, parts, disk)
 
     @property
     def config(self) -> Any:
         """Of the text model, where there are others beside it."""
-        return self.host.config.get_text_config()
+        return self.checkpoint.text
 
     def sites_in(self, prefix: str) -> list[ExpertSite]:
         return [site for site in self.checkpoint.sites if site.name.startswith(prefix)]
 
 
+def _weight(name: str, names: DiskNames, known: Mapping[str, str], method: Any) -> str:
+    """Name in memory of the weight that a tensor on disk is, or where it is quantised, is a piece of."""
+    place = names.place(name).name
+    return place if place in known else names.place(split_name(name, method)[0]).name
+
+
+def _bytes_of(site: ExpertSite) -> int:
+    """Of a site on disk; what its experts have in common, such as a norm behind them, once."""
+    return sum({(part.path, part.start): part.nbytes for part in site.ranges()}.values())
+
+
 def _parts(view: _View) -> list[Part]:
     counted = count_parameters(view.host)
     nbytes = dict.fromkeys(PARTS, 0)
-    nbytes["experts"] = view.checkpoint.expert_bytes
+    nbytes["experts"] = sum(map(_bytes_of, view.checkpoint.sites))
     for name, size in view.disk.items():
-        nbytes[view.parts.get(name, "other")] += size
+        if name in view.parts:
+            nbytes[view.parts[name]] += size
     return [Part(name, counted.total[name], counted.active[name], nbytes[name]) for name in PARTS]
 
 
@@ -130,7 +146,7 @@ def _layer_kind(view: _View, number: int, prefix: str) -> LayerKind:
     inside = [(name, p.numel()) for name, p in view.host.named_parameters() if name.startswith(prefix)]
     active = sum(size * next((k for at, k in share.items() if name.startswith(at)), 1.0) for name, size in inside)
     nbytes = sum(size for name, size in view.disk.items() if name.startswith(prefix))
-    nbytes += sum(part.nbytes for site in sites for part in site.ranges())
+    nbytes += sum(map(_bytes_of, sites))
     parts = {view.parts[name] for name, _ in inside}
     return LayerKind(
         (), _mixer(view.config, number, parts), _feed_forward(view, sites, parts, prefix),
@@ -176,17 +192,8 @@ def _expert_kind(sites: list[ExpertSite]) -> ExpertKind:
     shape = first.shape
     return ExpertKind(
         tuple(site.name for site in sites), tuple(site.layer for site in sites), first.num_experts, first.top_k,
-        shape.width, shape.inner, _shape_text(shape), shape.num_parameters(), first.nbytes(0),
+        shape.width, shape.inner, shape_text(shape), shape.num_parameters(), first.nbytes(0),
     )  # fmt: skip
-
-
-def _shape_text(shape: FFNShape) -> str:
-    act = shape.activation if shape.gate_fn is None else "a function of its own"
-    gate = f"gated by {act}" if shape.gated else f"{act}, no gate"
-    fused = ", gate and up " + ("interleaved" if shape.interleaved else "fused" if shape.fused else "apart")
-    parts = [gate + (fused if shape.gated else ""), "bias" if shape.bias else "no bias"]
-    parts.append("matrices [in, out]" if shape.transposed else "matrices [out, in]")
-    return ", ".join(parts + ["a norm after each expert"] * shape.post_norm)
 
 
 def _routers(view: _View) -> list[tuple[tuple[int, ...], RouterFacts]]:
@@ -203,50 +210,15 @@ def _routers(view: _View) -> list[tuple[tuple[int, ...], RouterFacts]]:
     return [(tuple(layers[key]), facts) for key, facts in told.items()]
 
 
-def _attention(config: Any) -> dict[str, Any]:
-    """Heads, their kind and their windows, as far as the config has fields of these names."""
-    names = (
-        "num_attention_heads", "num_key_value_heads", "head_dim", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim",
-        "qk_rope_head_dim", "v_head_dim", "sliding_window",
-    )  # fmt: skip
-    facts = {name: value for name in names if isinstance(value := getattr(config, name, None), int)}
-    kinds = getattr(config, "layer_types", None) or []
-    facts["windowed_layers"] = sum("sliding" in str(kind) for kind in kinds)
-    return facts | {"description": _attention_text(facts)}
-
-
-def _attention_text(facts: Mapping[str, int]) -> str:
-    heads = facts.get("num_attention_heads")
-    if not heads:
-        return "not known"
-    keys = facts.get("num_key_value_heads") or heads
-    if rank := facts.get("kv_lora_rank"):
-        text = f"{heads} heads, multi-head latent attention, keys and values of rank {rank}"
-    else:
-        kind = "multi-head" if keys == heads else "multi-query" if keys == 1 else "grouped-query"
-        wide = f" {facts['head_dim']} wide" if "head_dim" in facts else ""
-        text = f"{heads} heads{wide}, {keys} of keys and values ({kind})"
-    windowed, window = facts.get("windowed_layers"), facts.get("sliding_window")
-    return f"{text}, window of {window:,} tokens in {windowed} layers" if windowed and window else text
-
-
-def _quantisation(config: Any) -> str:
-    found = getattr(config, "quantization_config", None)
-    if not found:
-        return ""
-    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
-    return str(getattr(method, "value", method) or "unnamed")
-
-
-def _storage(checkpoint: Checkpoint, blobs: list[Blob]) -> Storage:
-    reads = [len(blob.segments) for blob in blobs]
-    used = sum(part.nbytes for part in checkpoint.dense.values()) + checkpoint.expert_bytes
+def _storage(view: _View, blobs: list[Blob]) -> Storage:
+    checkpoint, reads = view.checkpoint, [len(blob.segments) for blob in blobs]
+    unused = sum(size for name, size in view.disk.items() if name not in view.parts)
     total = sum(part.nbytes for part in checkpoint.ranges.values())
     return Storage(
         files=len({part.path for part in checkpoint.ranges.values()}), nbytes=total,
         stacked=not isinstance(next(iter(checkpoint.sites[0].stored.values())), tuple),
         experts=len(blobs), one_read=sum(number == 1 for number in reads), most_reads=max(reads),
-        straddling=sum(len({segment.path for segment in blob.segments}) > 1 for blob in blobs), unused=total - used,
+        straddling=sum(len({segment.path for segment in blob.segments}) > 1 for blob in blobs), unused=unused,
     )  # fmt: skip
 
 
@@ -254,11 +226,11 @@ def _needs(checkpoint: Checkpoint, context: int | None, slot_bytes: int) -> Need
     """Of one sequence, as `load` would split a budget."""
     length = context_of(checkpoint, context)
     needs = footprint(checkpoint, 1, length, chunk=PREFILL, all_logits=False)
-    first = footprint(checkpoint, 1, 1, chunk=1, all_logits=False)
+    one, two = (footprint(checkpoint, 1, tokens, chunk=tokens, all_logits=False).cache for tokens in (1, 2))
     budget = planned_budget(checkpoint, needs, None, slot_bytes)
     return Needs(
         length, budget.floor, budget.everything, needs.dense, needs.cache,
-        (needs.cache - first.cache) / max(1, length - 1), budget.workspace, slot_bytes, available_memory(),
+        two - one, budget.workspace, slot_bytes, available_memory(),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from coterie.routing import RoutePlan, Routing
 
 # tokens that are kept together when a text is split in two to see how much chance there is in its numbers
-_BLOCK = 64
+_STRETCH = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,8 @@ class SiteUse:
     Attributes:
         site, layer: module path and layer number.
         load: [E] int64, tokens that each expert had.
-        halves: [2, E] int64: the same for every other 64 tokens, to see what is chance.
+        halves: [2, E] int64: the same for every other stretch of 64 tokens, fewer in a short text, to see what
+            is chance.
         tokens: T.
         confident: sum over tokens of the largest weight's share of all weights of the token.
         kept, pairs: experts of a token that the token before had too, and experts of all tokens with one before.
@@ -121,12 +122,12 @@ def _site_use(site: str, layer: int, routing: Routing, plan: RoutePlan) -> SiteU
     routing = routing.masked(real)
     has = torch.zeros(routing.num_items, routing.num_experts, dtype=torch.bool)
     has[routing.item, routing.expert] = True
-    follows = _follows(plan, routing.num_items) & real
-    block = torch.zeros(routing.num_items) if plan.position is None else plan.position // _BLOCK % 2
+    follows = _follows(plan, routing.num_items) & real & real.roll(1)
+    stretch = torch.arange(routing.num_items) // max(1, min(_STRETCH, routing.num_items // 8)) % 2
     weight = routing.dense().double()
     share = weight.amax(-1) / weight.sum(-1).clamp_min(1e-12)
     return SiteUse(
-        site, layer, has.sum(0), torch.stack([has[block == half].sum(0) for half in (0, 1)]), int(real.sum()),
+        site, layer, has.sum(0), torch.stack([has[stretch == half].sum(0) for half in (0, 1)]), int(real.sum()),
         float(share[real].sum()), int((has & has.roll(1, 0))[follows].sum()), int(has[follows].sum()),
     )  # fmt: skip
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from coterie.errors import OptionError
@@ -17,10 +18,9 @@ from coterie.jobs.load_balance import SiteUse, difference, site_uses
 from coterie.jobs.locate import locate
 from coterie.jobs.output import write_output
 from coterie.jobs.reading import Passage, Text, open_texts, passages
-from coterie.jobs.sheet import Facts, Sheet, Table
+from coterie.jobs.sheet import Sheet
 from coterie.models.checkpoint import Checkpoint, open_checkpoint
 from coterie.models.prompts import Prompts
-from coterie.units import format_bytes
 
 # tokens in one forward: logits of all of them are kept, so fewer than in generation
 _PIECE = 128
@@ -79,13 +79,13 @@ class Usage:
     def differences(self) -> list[tuple[str, str, float]]:
         """Pairs of texts with the mean over sites of `coterie.jobs.load_balance.difference` of their loads."""
         return [
-            (a.text.name, b.text.name, _mean(difference(x.load, y.load) for x, y in zip(a.sites, b.sites, strict=True)))
+            (a.text.name, b.text.name, fmean(difference(x.load, y.load) for x, y in zip(a.sites, b.sites, strict=True)))
             for a, b in combinations(self.texts, 2)
         ]
 
     def difference_within(self) -> float:
         """The same between alternating stretches of one text, mean over texts: what chance alone makes of it."""
-        return _mean(difference(*site.halves) for text in self.texts for site in text.sites)
+        return fmean(difference(*site.halves) for text in self.texts for site in text.sites)
 
     def as_record(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -103,48 +103,9 @@ class Usage:
 
     def sheet(self) -> Sheet:
         """For people."""
-        title = f"{self.model} ({self.family}): experts used by {self.tokens:,} tokens"
-        blocks: list[Facts | Table] = [Facts("Texts", self._texts()), self._table()]
-        if len(self.texts) > 1:
-            blocks.append(Facts("Differences", self._differences()))
-        return Sheet(title, [*blocks, Facts("Run", self._run())])
+        from coterie.jobs.usage_sheet import sheet_of
 
-    def _texts(self) -> list[tuple[str, str]]:
-        return [
-            ("text", f"{text.text.describe()}, perplexity {format_perplexity(text.perplexity)}") for text in self.texts
-        ]
-
-    def _table(self) -> Table:
-        head = (
-            "layer",
-            "use, most first",
-            "CV",
-            "chance",
-            "peak",
-            "unused",
-            "effective",
-            "confident",
-            "kept",
-            "chance",
-        )
-        rows = [
-            (
-                str(site.layer), bars(site.relative.tolist()), f"{site.cv:.2f}", f"{site.cv_by_chance:.2f}",
-                f"{site.peak:.1f}x", str(site.dead), f"{site.effective:.1f} of {site.num_experts}",
-                f"{site.confidence:.0%}", f"{site.locality:.0%}", f"{site.locality_by_chance:.0%}",
-            )
-            for site in self.sites
-        ]  # fmt: skip
-        return Table("Layers", head, rows, frozenset(range(2, 10)))
-
-    def _differences(self) -> list[tuple[str, str]]:
-        rows = [("difference", f"{a} and {b}: {value:.0%} of the use would have to move")
-                for a, b, value in self.differences()]  # fmt: skip
-        return [*rows, ("by chance", f"{self.difference_within():.0%}, between stretches of one text")]
-
-    def _run(self) -> list[tuple[str, str]]:
-        read = f"hits {self.hit_rate:.0%}, read {format_bytes(self.bytes_read)}"
-        return [("memory", self.budget.describe()), ("experts", read)]
+        return sheet_of(self)
 
     def html(self) -> str:
         """A page with heat maps, histograms and tables: one file, no scripts, no network, light and dark."""
@@ -182,6 +143,7 @@ def usage(
     policy: str = "stale-first",
     prefetch: str = "none",
     revision: str | None = None,
+    name: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Usage:
     """Run ``model`` over ``texts`` in ``memory`` and count which experts each layer used. Exact. Blocks.
@@ -193,6 +155,7 @@ def usage(
         tokens: of each text, at most.
         context: tokens after which reading goes on with an empty cache; default 1024 or the model's limit.
         policy, prefetch, revision: as of `coterie.load`.
+        name: of the model in what is shown; default as it was asked for.
         say: told what is being done.
 
     Raises:
@@ -200,9 +163,9 @@ def usage(
         OptionError: ``tokens`` or ``context`` is below 2, or ``context`` above the model's.
         CheckpointError, UnsupportedError, BudgetError: as of `coterie.load`.
     """
-    for name, value in (("tokens", tokens), ("context", 2 if context is None else context)):
+    for option, value in (("tokens", tokens), ("context", 2 if context is None else context)):
         if value < 2:
-            raise OptionError(f"{name} must be 2 or more, not {value}: nothing can be foretold from less.")
+            raise OptionError(f"{option} must be 2 or more, not {value}: nothing can be foretold from less.")
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(locate(model, revision))
     prompts = Prompts.of(checkpoint.path, checkpoint.context_length)
     opened = open_texts(texts, prompts, tokens)
@@ -213,10 +176,9 @@ def usage(
     try:
         used = [_read(host, text, window, say) for text in opened]
         stats = host.coterie.stats()
-        return Usage(
-            str(checkpoint.path if isinstance(model, Checkpoint) else model), str(checkpoint.config.model_type), used,
-            host.coterie.budget, window, stats.hit_rate, stats.bytes_read,
-        )  # fmt: skip
+        shown = name or str(checkpoint.path if isinstance(model, Checkpoint) else model)
+        family = str(checkpoint.config.model_type)
+        return Usage(shown, family, used, host.coterie.budget, window, stats.hit_rate, stats.bytes_read)
     finally:
         host.coterie.close()
 
@@ -241,21 +203,3 @@ def _exp(value: float) -> float:
         return math.exp(value)
     except OverflowError:
         return math.inf
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)
-
-
-def format_perplexity(value: float) -> str:
-    """Three digits, or what it is instead of a number."""
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}" if math.isfinite(value) else "not a number"
-
-
-def bars(relative: Sequence[float], width: int = 16) -> str:
-    """Loads over the mean load as a row of blocks, largest first; a fair share is half as high as the line."""
-    ordered = sorted(relative, reverse=True)
-    step = max(1, -(-len(ordered) // width))
-    columns = [_mean(ordered[at : at + step]) for at in range(0, len(ordered), step)]
-    return "".join("·" if value == 0 else "▁▂▃▄▅▆▇█"[min(7, max(0, math.ceil(4 * value) - 1))] for value in columns)

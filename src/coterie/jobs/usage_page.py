@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from coterie import __version__
@@ -55,12 +56,12 @@ def _lead(usage: Usage) -> str:
 
 def _cards(usage: Usage) -> str:
     sites = usage.sites
-    kept = f"of a token's experts kept from the one before ({_mean(s.locality_by_chance for s in sites):.0%} by chance)"
+    kept = f"of a token's experts kept from the one before ({fmean(s.locality_by_chance for s in sites):.0%} by chance)"
     cells = [
         (f"{usage.tokens:,}", "tokens read"),
-        (f"{_mean(s.effective for s in sites):.1f} of {sites[0].num_experts}", "experts in effect, mean over layers"),
-        (f"{_mean(s.locality for s in sites):.0%}", kept),
-        (f"{_mean(s.confidence for s in sites):.0%}", "of a token's weight on its first choice"),
+        (f"{fmean(s.effective for s in sites):.1f} of {sites[0].num_experts}", "experts in effect, mean over layers"),
+        (f"{fmean(s.locality for s in sites):.0%}", kept),
+        (f"{fmean(s.confidence for s in sites):.0%}", "of a token's weight on its first choice"),
         (f"{sum(s.dead for s in sites):,}", f"of {sum(s.num_experts for s in sites):,} experts never used"),
         (f"{usage.hit_rate:.0%}", f"of uses found in memory; {format_bytes(usage.bytes_read)} read"),
     ]
@@ -89,7 +90,7 @@ def _layers(sites: Sequence[SiteUse]) -> str:
     head = ("layer", "use, most first", "CV", "peak", "unused", "effective", "confident", "kept")
     rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _layer_row(site))}</tr>" for site in sites)
     columns = "".join(f'<th scope="col">{name}</th>' for name in head)
-    table = f"<table><thead><tr>{columns}</tr></thead><tbody>{rows}</tbody></table>"
+    table = f'<table class="layers"><thead><tr>{columns}</tr></thead><tbody>{rows}</tbody></table>'
     return _section("Layer by layer", "The dashed line is a fair share. The terms are explained below.", table)
 
 
@@ -103,7 +104,7 @@ def _layer_row(site: SiteUse) -> list[str]:
 
 
 def _texts(usage: Usage) -> str:
-    from coterie.jobs.usage import format_perplexity
+    from coterie.jobs.usage_sheet import format_perplexity
 
     rows = "".join(
         f"<tr><td>{escape(text.text.name)}</td><td>{text.tokens:,}</td>"
@@ -158,8 +159,3 @@ def _footer(usage: Usage) -> str:
     return (
         f"<footer>Memory {escape(usage.budget.describe())}. The budget changes no route. coterie {__version__}</footer>"
     )
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)

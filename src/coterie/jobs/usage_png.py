@@ -45,7 +45,7 @@ def png(usage: Usage) -> bytes:
     figure: Any = Figure(figsize=(11, maps * (tall + 0.9) + 0.5), dpi=150, layout="constrained", facecolor="white")
     canvas = FigureCanvasAgg(figure)
     grid = figure.add_gridspec(maps, 2, width_ratios=(5, 1))
-    figure.suptitle(f"{usage.model}: experts used by {usage.tokens:,} tokens", color=_INK, fontsize=13)
+    figure.suptitle(f"{usage.model}: experts used by {usage.tokens:,} tokens (white: never)", color=_INK, fontsize=13)
     rows = [site.relative for site in usage.sites]
     first = _map(figure, grid[0, 0], usage, rows, _title(usage), "times a fair share")
     _effective(figure.add_subplot(grid[0, 1], sharey=first), usage)
@@ -54,7 +54,7 @@ def png(usage: Usage) -> bytes:
             ratios = [
                 own.shares / all_.shares.clamp_min(1e-12) for own, all_ in zip(text.sites, usage.sites, strict=True)
             ]
-            _map(figure, grid[number, 0], usage, ratios, text.text.describe(), "times its use by all texts")
+            _map(figure, grid[number, :], usage, ratios, text.text.describe(), "times its use by all texts")
     buffer = io.BytesIO()
     canvas.print_png(buffer)
     return buffer.getvalue()
@@ -100,5 +100,5 @@ def _effective(axes: Any, usage: Usage) -> None:
 
 
 def _log(ratio: float) -> float:
-    """-1 at a quarter and below, 0 at 1, 1 at four and above."""
-    return -1.0 if ratio <= 0 else max(-1.0, min(1.0, math.log(ratio) / math.log(TOP)))
+    """-1 at a quarter and below, 0 at 1, 1 at four and above; no number, and so no colour, where nothing was used."""
+    return math.nan if ratio <= 0 else max(-1.0, min(1.0, math.log(ratio) / math.log(TOP)))

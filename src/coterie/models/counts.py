@@ -26,8 +26,8 @@ _BESIDE = "pictures and sounds"
 _CLASSES = (
     ("attention", re.compile(r"Attention|Attn|MLA|Indexer")),
     ("recurrent layers", re.compile(r"Mamba|DeltaNet|KDA|SSM|Conv|Recurrent|Lightning")),
-    ("dense feed-forward", re.compile(r"MLP|Mlp|FeedForward|FFN")),
     ("norms", re.compile(r"Norm")),
+    ("dense feed-forward", re.compile(r"MLP|Mlp|FeedForward|FFN")),
 )
 
 
@@ -125,10 +125,8 @@ def _part(name: str, modules: Mapping[str, Any], sites: list[MoESite], embedding
 
 
 def _by_class(classes: list[str]) -> str:
-    """The part that the modules around a tensor, innermost first, are named after."""
-    found = next((part for part, pattern in _CLASSES if any(pattern.search(kind) for kind in classes)), "other")
-    is_norm = bool(classes) and "Norm" in classes[0]
-    return "norms" if is_norm and found == "dense feed-forward" else found
+    """The part that a tensor in modules of these ``classes`` belongs to."""
+    return next((part for part, pattern in _CLASSES if any(pattern.search(kind) for kind in classes)), "other")
 
 
 def _ancestors(path: str, modules: Mapping[str, Any]) -> Iterator[str]:
