@@ -84,7 +84,9 @@ def _rehearse(checkpoint: Checkpoint, batch: int, length: int, chunk: int, all_l
         model.set_submodule(site.name, _Rehearsal(site))
     for name in checkpoint.beside:
         model.set_submodule(name, nn.Module())
-    few = {} if all_logits or not takes(model, "logits_to_keep") else {"logits_to_keep": 1}
+    few: dict[str, Any] = {} if all_logits or not takes(model, "logits_to_keep") else {"logits_to_keep": 1}
+    if takes(model, "use_cache"):  # whatever the config says, which training often leaves at False
+        few["use_cache"] = True
     with Meter() as meter:
         cache = None
         for tokens in (length - chunk, chunk):
@@ -140,4 +142,5 @@ def _expert_bytes(site: ExpertSite, tokens: int, size: int) -> int:
     """Rows sent out, rows back, their weighted sum in float32, and one expert that everybody goes to."""
     width, inner = site.shape.width, site.shape.inner
     sums = tokens * site.top_k * width * (2 * size + 4) + tokens * width * 4
-    return sums + tokens * (2 * width + 4 * inner) * size
+    dtype = torch.float32 if size == 4 else torch.bfloat16
+    return sums + tokens * (2 * width + 4 * inner) * size + site.storage.scratch_bytes(dtype)
