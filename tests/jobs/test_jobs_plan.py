@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -173,7 +174,9 @@ def test_numbers_out_of_range(options, checkpoint):
 
 def test_the_largest_model_by_speed(checkpoint, monkeypatch):
     budget = planned(checkpoint).budget
-    monkeypatch.setattr("coterie.jobs.plan.default_memory", lambda: budget.fixed + 24 * budget.slot_bytes)
+    monkeypatch.setattr(
+        import_module("coterie.jobs.plan"), "default_memory", lambda: budget.fixed + 24 * budget.slot_bytes
+    )
     steps = planned(checkpoint, speeds=speeds(disk=1e6)).steps
     half = next(step.forecast for step in steps if step.forecast.slots == LAYERS * EXPERTS // 2)
     largest = planned(checkpoint, speeds=speeds(disk=1e6), tokens_per_second=half.tokens_per_second).largest

@@ -202,8 +202,8 @@ class CheckpointCheckup:
             if claimed not in (None, digest):
                 yield problem("checksums", f"{file.name} is not what the hub sent", "download it again", DAMAGED)
                 return
-        text = f"all {len(self._files)} could be read; "
-        text += f"{known} are known to the hub and as it says" if known else "there is nothing to compare them with"
+        text = f"{plural(len(self._files), 'file')} read to the end; "
+        text += f"{known} known to the hub, and as it says" if known else "nothing to compare with"
         yield ok("checksums", text)
 
     def values(self) -> Iterator[Finding]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import mmap
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from coterie.store.blob import Blob
@@ -25,7 +27,7 @@ from coterie.units import format_bytes
 # a probe that has read so much knows enough
 _MOST_READ, _MOST_READS = 512 * 1024**2, 10_000
 _WIDTH, _ROWS = 2048, 1024  # of one product: a matrix of a usual expert
-_CALLS, _MOST_PASSES = 200, 64
+_CALLS, _ROUNDS, _MOST_PASSES = 200, 9, 64
 
 
 @dataclass(frozen=True)
@@ -120,38 +122,62 @@ def disk_speed(
 def memory_speed(dtype: torch.dtype, *, seconds: float = 0.3, clock: Clock | None = None) -> Speed:
     """Multiply one row with matrices, larger together than the caches, for about ``seconds``. Blocks.
 
-    This is what the weights of a decoded token go through, with as many threads as torch uses now; half of
-    what copying memory would show is usual. The best pass counts: what neighbours take is not the machine's.
+    This is what the weights of a decoded token go through; half of what copying memory would show is usual. The
+    best pass counts, with all of torch's threads or with one: what neighbours take is not the machine's, and
+    threads that wait for a core beside busy ones can be a hundred times slower than a single one.
     """
     clock = clock or WallClock()
     each = _WIDTH * _ROWS * dtype.itemsize
     # written, not only reserved: pages nobody wrote are one page of zeros
     matrices = torch.ones(-(-_probe_bytes() // each), _ROWS, _WIDTH, dtype=dtype)
-    row = torch.ones(1, _WIDTH, dtype=dtype)
-    functional.linear(row, matrices[0])
-    begin, best = clock.now(), float("inf")
-    for _ in range(_MOST_PASSES):
-        before = clock.now()
-        for matrix in matrices:
-            functional.linear(row, matrix)
-        best = min(best, clock.now() - before)
-        if clock.now() - begin >= seconds:
-            break
-    threads = torch.get_num_threads()
+    best = {threads: _best_pass(matrices, seconds, threads, clock) for threads in _thread_counts()}
+    threads = min(best, key=lambda count: best[count])
     how = f"products of one row, {str(dtype).removeprefix('torch.')}, {threads} thread{'s' * (threads > 1)}"
-    return Speed(matrices.nbytes / best if best else float("inf"), how)
+    return Speed(matrices.nbytes / best[threads] if best[threads] else float("inf"), how)
 
 
 def call_seconds(dtype: torch.dtype) -> float:
     """Seconds of one operation on almost nothing, of the best of some rounds. Blocks for milliseconds."""
     clock, row, matrix = WallClock(), torch.ones(1, 16, dtype=dtype), torch.ones(16, 16, dtype=dtype)
     rounds = []
-    for _ in range(9):
-        begin = clock.now()
-        for _ in range(_CALLS // 2):
-            functional.linear(row, matrix) + row
-        rounds.append((clock.now() - begin) / _CALLS)
+    with _threads(1):
+        for _ in range(_ROUNDS):
+            begin = clock.now()
+            for _ in range(_CALLS // 2):
+                functional.linear(row, matrix) + row
+            rounds.append((clock.now() - begin) / _CALLS)
     return min(rounds)
+
+
+def _best_pass(matrices: Tensor, seconds: float, threads: int, clock: Clock) -> float:
+    """Seconds of the quickest multiplication of a row with all ``matrices``."""
+    row, best = matrices.new_ones(1, matrices.shape[-1]), float("inf")
+    with _threads(threads):
+        functional.linear(row, matrices[0])
+        begin = clock.now()
+        for _ in range(_MOST_PASSES):
+            before = clock.now()
+            for matrix in matrices:
+                functional.linear(row, matrix)
+            best = min(best, clock.now() - before)
+            if clock.now() - begin >= seconds:
+                break
+    return best
+
+
+def _thread_counts() -> list[int]:
+    return sorted({torch.get_num_threads(), 1}, reverse=True)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads for products inside. The setting is global; it is put back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _probe_bytes() -> int:
