@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,8 @@ class Passage:
 
     Attributes:
         plan: one sequence per window.
-        surprise: sum of -ln p of the ``foretold`` tokens that had one before them in their window.
+        surprise: sum of -ln p of the ``foretold`` tokens that had one before them in their window; NaN of a model
+            that labels tokens instead of foretelling them.
     """
 
     plan: RoutePlan
@@ -116,8 +118,10 @@ def passages(host: Any, ids: Tensor, window: int, say: Callable[[int], None] = l
     """Run ``host`` over ``ids`` [N], every ``window`` tokens with an empty cache, and record its routes.
 
     ``host`` comes from `coterie.load` with ``context`` of ``window`` or more and ``all_logits``; each window is fed
-    in pieces of its ``prefill``. ``say`` is told how many tokens are done. Blocks; one at a time.
+    in pieces of its ``prefill``, and where there is no cache, a piece is a window. ``say`` is told how many tokens
+    are done. Blocks; one at a time.
     """
+    window = window if host.can_generate() else min(window, host.coterie.prefill)
     windows = _windows(ids, window)
     per_plan = max(1, _PER_PLAN // window)
     for first in range(0, len(windows), per_plan):
@@ -141,10 +145,11 @@ def _read(host: Any, ids: Tensor) -> float:
     surprise, cache = 0.0, None
     for first in range(0, len(ids), host.coterie.prefill):
         piece = ids[first : first + host.coterie.prefill]
-        out = host(input_ids=piece[None], past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        given = {"past_key_values": cache, "use_cache": True} if host.can_generate() else {}
+        out = host(input_ids=piece[None], **given)
+        cache = getattr(out, "past_key_values", None)
         following = ids[first + 1 : first + 1 + len(piece)]
-        surprise += _surprise(out.logits[0, : len(following)], following)
+        surprise += _surprise(out.logits[0, : len(following)], following) if host.can_generate() else math.nan
     return surprise
 
 

@@ -29,10 +29,13 @@ _WINDOW = 1024
 
 @dataclass(frozen=True, eq=False)
 class TextUse:
-    """One text: what was read of it, how surprising it was, and where its tokens went."""
+    """One text: what was read of it, how surprising it was, and where its tokens went.
+
+    ``perplexity`` is None of a model that labels tokens instead of foretelling them, or whose logits are no numbers.
+    """
 
     text: Text
-    perplexity: float
+    perplexity: float | None
     sites: Sequence[SiteUse]
 
     @property
@@ -195,11 +198,8 @@ def _read(host: Any, text: Text, window: int, say: Callable[[str], None]) -> Tex
         read.append(passage)
     surprise, foretold = sum(p.surprise for p in read), sum(p.foretold for p in read)
     sites = [reduce(SiteUse.__add__, same) for same in zip(*counted, strict=True)]
-    return TextUse(text, _exp(surprise / foretold), sites)
+    return TextUse(text, _perplexity(surprise / foretold), sites)
 
 
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
+def _perplexity(surprise: float) -> float | None:
+    return math.exp(min(surprise, 700.0)) if math.isfinite(surprise) else None

@@ -64,9 +64,9 @@ def _run(usage: Usage) -> list[tuple[str, str]]:
     return [("memory", usage.budget.describe()), ("experts", read)]
 
 
-def format_perplexity(value: float) -> str:
-    """Three digits, or what it is instead of a number."""
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}" if math.isfinite(value) else "not a number"
+def format_perplexity(value: float | None) -> str:
+    """Three digits."""
+    return "not known" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def bars(relative: Sequence[float], width: int = 16) -> str:

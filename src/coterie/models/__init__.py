@@ -7,6 +7,8 @@ imported when first needed, so that importing this costs no more than torch.
 from coterie.models.attach import Attachment, attach
 from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
 from coterie.models.convert import experts_from, router_from
+from coterie.models.counts import Parameters, count_parameters
+from coterie.models.facts import RouterFacts, router_facts
 from coterie.models.find import MoESite, find_sites
 from coterie.models.footprint import Footprint, footprint
 from coterie.models.language import load_host
@@ -19,14 +21,18 @@ __all__ = [
     "ExpertSite",
     "Footprint",
     "MoESite",
+    "Parameters",
     "Recording",
+    "RouterFacts",
     "attach",
+    "count_parameters",
     "experts_from",
     "find_sites",
     "footprint",
     "load_host",
     "open_checkpoint",
     "resident_experts",
+    "router_facts",
     "router_from",
     "routing_hash",
     "trace",
