@@ -11,7 +11,8 @@ from pathlib import Path
 from coterie.errors import CheckpointError
 from coterie.jobs.budget import default_memory, planned_budget
 from coterie.jobs.findings import Finding, ok, plural, problem, warning
-from coterie.jobs.load import PREFILL, blobs_of, context_of
+from coterie.jobs.load import blobs_of, context_of
+from coterie.jobs.plan import piece_of
 from coterie.models.checkpoint import Checkpoint, open_checkpoint
 from coterie.models.checksum import Seal
 from coterie.models.compat import read_config
@@ -177,7 +178,8 @@ class CheckpointCheckup:
         if self._checkpoint is None:
             return
         checkpoint, blobs = self._checkpoint, blobs_of(self._checkpoint)
-        needs = footprint(checkpoint, 1, context_of(checkpoint, None), chunk=PREFILL, all_logits=False)
+        context = context_of(checkpoint, None)
+        needs = footprint(checkpoint, 1, context, chunk=piece_of(checkpoint, context), all_logits=False)
         slot_bytes = max(blob.slot_bytes for blob in blobs.values())
         budget = planned_budget(checkpoint, needs, None, slot_bytes)
         text = (

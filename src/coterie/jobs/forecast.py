@@ -118,7 +118,7 @@ def _work(checkpoint: Checkpoint, routes: Routes, speeds: Speeds, cache: int) ->
     used = sum(len(experts) for step in routes.decode for experts in step) / len(routes.decode)
     used *= layers / len(routes.sites)
     dense = speeds.memory.seconds(_dense_read(checkpoint) + cache / 2)
-    expert = speeds.memory.seconds(checkpoint.expert_bytes / checkpoint.num_experts)
+    expert = speeds.memory.seconds(_expert_moved(checkpoint))
     calls = (_LAYER_CALLS * layers + _STEP_CALLS) * speeds.call
     return Work(
         weights=dense + used * expert,
@@ -130,11 +130,19 @@ def _work(checkpoint: Checkpoint, routes: Routes, speeds: Speeds, cache: int) ->
 
 def _dense_read(checkpoint: Checkpoint) -> int:
     """Bytes of dense weights that a token reads: all, but of an embedding that is not the head too only its row."""
-    config = checkpoint.config.get_text_config()
-    if getattr(config, "tie_word_embeddings", False):
+    if getattr(checkpoint.text, "tie_word_embeddings", False):
         return checkpoint.dense_bytes
-    embedding = checkpoint.vocab_size * config.hidden_size * checkpoint.compute_dtype.itemsize
+    embedding = checkpoint.vocab_size * checkpoint.text.hidden_size * checkpoint.compute_dtype.itemsize
     return max(0, checkpoint.dense_bytes - embedding)
+
+
+def _expert_moved(checkpoint: Checkpoint) -> float:
+    """Bytes that pass memory for one use of an expert; a quantised one is read, written as floats and read again."""
+    stored = checkpoint.expert_bytes / checkpoint.num_experts
+    if checkpoint.quantization is None:
+        return stored
+    floats = sum(site.num_experts * site.shape.nbytes(site.dtype) for site in checkpoint.sites)
+    return stored + 2 * floats / checkpoint.num_experts
 
 
 def _hit_rate(whole: Outcome, prompt: Outcome) -> float:

@@ -166,14 +166,14 @@ def plan(
     context = context_of(checkpoint, context)
     blobs = blobs_of(checkpoint)
     slot_bytes = max(blob.slot_bytes for blob in blobs.values())
-    needs = footprint(checkpoint, batch, context, chunk=PREFILL, all_logits=False)
+    needs = footprint(checkpoint, batch, context, chunk=piece_of(checkpoint, context), all_logits=False)
     budget = planned_budget(checkpoint, needs, memory, slot_bytes)
     problem, exit_code = "", 0
     try:
         split_budget(checkpoint, needs, memory, slot_bytes)
     except BudgetError as error:
         problem, exit_code = str(error), error.exit_code
-    routes = _routes(checkpoint, trace, min(prompt, context), batch)
+    routes = _routes(checkpoint, trace, min(prompt, context), batch, piece_of(checkpoint, context))
     say("Measuring disk and memory")
     speeds = speeds or measure_speeds(list(blobs.values()), checkpoint.compute_dtype)
     say("Simulating")
@@ -192,19 +192,33 @@ def _policies() -> list[str]:
     return sorted(POLICIES, key=lambda name: name != POLICY)
 
 
-def _routes(checkpoint: Checkpoint, trace: str | Path | RoutePlan | None, prompt: int, batch: int) -> Routes:
+def piece_of(checkpoint: Checkpoint, context: int) -> int:
+    """Tokens of a prompt that `load` makes room for at once."""
+    return PREFILL if checkpoint.reads_in_pieces else context
+
+
+def _routes(
+    checkpoint: Checkpoint, trace: str | Path | RoutePlan | None, prompt: int, batch: int, chunk: int
+) -> Routes:  # fmt: skip
     if trace is None:
-        return uniform_routes(checkpoint, prompt=prompt, batch=batch, chunk=PREFILL)
+        return uniform_routes(checkpoint, prompt=prompt, batch=batch, chunk=chunk)
     recorded = trace if isinstance(trace, RoutePlan) else RoutePlan.load(trace)
-    return recorded_routes(checkpoint, recorded, prompt=prompt, batch=batch, chunk=PREFILL)
+    return recorded_routes(checkpoint, recorded, prompt=prompt, batch=batch, chunk=chunk)
 
 
 def _facts(checkpoint: Checkpoint, name: str) -> Model:
     return Model(
         name=name, family=checkpoint.config.model_type, layers=len(checkpoint.sites),
         experts=max(site.num_experts for site in checkpoint.sites), top_k=max(site.top_k for site in checkpoint.sites),
-        dtype=str(checkpoint.dtype).removeprefix("torch."), bytes=_disk_bytes(checkpoint),
+        dtype=_dtype(checkpoint), bytes=_disk_bytes(checkpoint),
     )  # fmt: skip
+
+
+def _dtype(checkpoint: Checkpoint) -> str:
+    name = str(checkpoint.dtype).removeprefix("torch.")
+    if checkpoint.quantization is None:
+        return name
+    return f"{name} from {checkpoint.quantization.get('quant_method', 'a quantised format')}"
 
 
 def _disk_bytes(checkpoint: Checkpoint) -> int:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from coterie.errors import OptionError
-from coterie.jobs.load import PREFILL, context_of, load
+from coterie.jobs.load import context_of, load
 from coterie.jobs.locate import locate
 from coterie.jobs.output import check_output
 from coterie.jobs.reading import open_texts
 from coterie.models.checkpoint import Checkpoint, open_checkpoint
+from coterie.models.compat import takes
 from coterie.models.prompts import Prompts
 from coterie.models.trace import trace
 from coterie.routing import RoutePlan
@@ -109,6 +110,6 @@ def record(
 @torch.no_grad()
 def _read(host: Any, ids: Tensor) -> None:
     """Run over ``ids`` [1, N] from an empty cache, piece by piece as `generate` reads a prompt."""
-    cache = None
-    for piece in ids.split(PREFILL, dim=1):
-        cache = host(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+    cache, few = None, {"logits_to_keep": 1} if takes(host, "logits_to_keep") else {}
+    for piece in ids.split(host.coterie.prefill, dim=1):
+        cache = host(input_ids=piece, past_key_values=cache, use_cache=True, **few).past_key_values
