@@ -211,7 +211,7 @@ def test_weights_of_another_family(single):
 
 def test_a_quantisation_method_in_the_config(single):
     edit_json(single / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
-    refused(single, "quantised (gptq)", "bfloat16", error=UnsupportedError)
+    refused(single, "quantised with gptq", "bfloat16", error=UnsupportedError)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.float8_e4m3fn])

@@ -226,8 +226,7 @@ def test_a_class_without_still_counts_as_transformers_own(family):
 
 def test_the_loader_slices_a_state_dict_lazily(saved):
     """Only what is named is read, once, and dtypes the loader keeps wide stay wide."""
-    from coterie.models import open_checkpoint
-    from coterie.models.compat import loading
+    from coterie.models import checkpoint as opened
 
     checkpoint = open_checkpoint(saved("deepseek_v3", dtype=torch.bfloat16))
     names = [site.name for site in checkpoint.sites]
@@ -239,9 +238,11 @@ def test_the_loader_slices_a_state_dict_lazily(saved):
         return original(part)
 
     with pytest.MonkeyPatch.context() as patch:
-        original = loading.read_tensor
-        patch.setattr(loading, "read_tensor", listening)
-        model = load_dense(kind, checkpoint.path, checkpoint.config, checkpoint.dense, torch.bfloat16)
+        original = opened.read_tensor
+        patch.setattr(opened, "read_tensor", listening)
+        tensors = checkpoint.dense_readers()
+        assert not read
+        model = load_dense(kind, checkpoint.path, checkpoint.config, tensors, torch.bfloat16)
     key = lambda part: (part.path, part.start)  # noqa: E731
     assert sorted(read, key=key) == sorted(checkpoint.dense.values(), key=key), f"{CHANGED}loading.py"
     gate = model.model.layers[1].mlp.gate

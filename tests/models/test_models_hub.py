@@ -79,7 +79,7 @@ def test_a_repository_with_one_file(hub, saved):
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"model_type": "llama", "num_experts": None}, "org/model is a dense model"),
-     ({"quantization_config": {"quant_method": "awq"}}, r"org/model is quantised \(awq\)")],
+     ({"quantization_config": {"quant_method": "awq"}}, "org/model is quantised with awq")],
 )  # fmt: skip
 def test_nothing_but_the_config_is_fetched_of_what_is_not_served(hub, change, words):
     config = json.loads((hub.folder / "config.json").read_text())

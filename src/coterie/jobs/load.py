@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from coterie.errors import OptionError, PromptError
 from coterie.jobs.budget import Budget, split_budget
 from coterie.jobs.locate import locate
-from coterie.models.checkpoint import Checkpoint, open_checkpoint
+from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
 from coterie.models.find import find_sites
 from coterie.models.footprint import footprint
 from coterie.models.language import load_host
@@ -30,7 +30,7 @@ from coterie.store import (
     Tier,
 )
 from coterie.store.machine import anonymous_memory
-from coterie.store.predict import NoPredictor
+from coterie.store.predict import NextLayerGate, NoPredictor
 
 # tokens of a prompt that are read at once, so that the workspace does not grow with the prompt
 PREFILL = 512
@@ -102,7 +102,8 @@ def load(
         context: tokens of prompt and answer together that the budget makes room for; default 2048 or the
             model's own limit.
         batch: sequences at a time that the budget makes room for.
-        prefill: most tokens of a sequence in one forward; ``generate`` reads longer prompts in pieces.
+        prefill: most tokens of a sequence in one forward; ``generate`` reads longer prompts in pieces. The few
+            families that cannot continue a prompt read it whole.
         all_logits: make room for logits of all tokens of a forward, where ``generate`` needs the last only.
         policy: which expert leaves: "stale-first", "lru", "lfu".
         prefetch: "none", "previous-step" or "next-gate"; switched off by itself where it does not pay.
@@ -121,6 +122,7 @@ def load(
     policies, predictor = POLICIES.get(policy), PREDICTORS.get(prefetch)
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(locate(model, revision))
     context = context_of(checkpoint, context)
+    prefill = prefill if checkpoint.reads_in_pieces else context
     blobs = blobs_of(checkpoint)
     slot_bytes = max(blob.slot_bytes for blob in blobs.values())
     needs = footprint(checkpoint, batch, context, chunk=prefill, all_logits=all_logits)
@@ -133,7 +135,8 @@ def load(
         store.close()
         raise
     host.coterie = Residence(checkpoint, budget, store, context, batch, prefill)
-    host.generation_config.prefill_chunk_size = prefill
+    if host.can_generate() and checkpoint.reads_in_pieces:
+        host.generation_config.prefill_chunk_size = prefill
     host.register_forward_pre_hook(_guard, with_kwargs=True)
     return host
 
@@ -142,15 +145,30 @@ def _host(checkpoint: Checkpoint, store: Store, blobs: Mapping[Key, Blob]) -> An
     layers = {site.name: site.layer for site in checkpoint.sites}
     for key, blob in blobs.items():
         store.register(key, blob, layer=layers[key.site])
-    return load_host(checkpoint, lambda site: StoreExperts(store, site.name, site.num_experts, site.shape))
+    scratches: dict[str, Mapping[str, Tensor]] = {}
+
+    def experts(site: ExpertSite) -> StoreExperts:
+        alike = repr(site.storage)  # layers compute one after another: those alike share the memory
+        scratch = scratches.setdefault(alike, site.storage.scratch(checkpoint.compute_dtype))
+        return StoreExperts(
+            store, site.name, site.num_experts, site.shape, storage=site.storage, scratch=scratch or None
+        )  # fmt: skip
+
+    return load_host(checkpoint, experts)
 
 
 def _read_ahead(host: nn.Module, store: Store, make: Callable[..., Predictor]) -> None:
     """Give every layer the one prefetcher, or none where there is nothing to predict."""
-    sites = {site.name: site.choices for site in find_sites(host)}
+    found = find_sites(host)
+    sites = {site.name: site.choices for site in found}
     predictor = make(list(sites), sites)
     if isinstance(predictor, NoPredictor):
         return
+    if isinstance(predictor, NextLayerGate) and not all(site.gate_takes_rows for site in found):
+        raise OptionError(
+            "The routers of this model decide by more than their input, so that they cannot be asked ahead. Instead of "
+            '"next-gate" choose "previous-step" or "none".'
+        )
     prefetcher = Prefetcher(store, predictor, list(sites)[-1], Governor())
     for module in host.modules():
         if isinstance(module, StoreExperts):

@@ -122,7 +122,12 @@ def verify(
     if not _fits(checkpoint):
         return replace(report, transformers_skipped="the whole model does not fit this machine's free memory")
     say("Running transformers")
-    return replace(report, transformers=_rounding(found, _transformers(checkpoint, ids, new_tokens)))
+    try:
+        theirs = _transformers(checkpoint, ids, new_tokens)
+    except (ImportError, RuntimeError, ValueError) as error:  # quantised: it wants packages, or cannot read all there is
+        reason = " ".join(str(error).split())
+        return replace(report, transformers_skipped=f"transformers could not load the checkpoint: {reason}")
+    return replace(report, transformers=_rounding(found, theirs))
 
 
 def _ids(checkpoint: Checkpoint, text: str, batch: int) -> Tensor:

@@ -8,23 +8,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from coterie.errors import UnsupportedError
+from coterie.experts import method_of
 from coterie.models.checksum import Seal
 from coterie.models.compat import read_config, resident_bytes, skeleton, text_config
+from coterie.models.dense import Encoded
 from coterie.models.families import WHOLE_PROMPT, check_family, dense_text
 from coterie.models.hub import resolve
 from coterie.models.layout import sort_tensors
-from coterie.models.shards import check_not_quantised, read_config_json, read_ranges
+from coterie.models.shards import quantization_of, read_config_json, read_ranges
 from coterie.models.site import ExpertSite
-from coterie.models.tensors import FLOATS
+from coterie.models.tensors import FLOATS, read_tensor
 from coterie.ranges import TensorRange
 
 __all__ = ["Checkpoint", "ExpertSite", "open_checkpoint", "resolve"]
@@ -40,8 +43,9 @@ class Checkpoint:
         ranges: disk name -> byte range of every tensor, used or not.
         sites: the layers with experts, in order.
         dense: disk name -> byte range of what else the text side has.
+        encoded: name of a weight -> how several tensors of ``dense`` make it, where it is quantised.
         beside: names of modules for pictures and sounds, which are left out.
-        dtype: of the experts on disk.
+        quantization: ``quantization_config`` of config.json, None if nothing is quantised.
         compute_dtype: of the dense weights in memory and of the activations, as transformers would choose.
         dense_bytes: of dense weights and buffers in memory; tied tensors count once.
         seal: what the files were when this was opened.
@@ -52,11 +56,17 @@ class Checkpoint:
     ranges: Mapping[str, TensorRange] = field(repr=False)
     sites: tuple[ExpertSite, ...] = field(repr=False)
     dense: Mapping[str, TensorRange] = field(repr=False)
+    encoded: Mapping[str, Encoded] = field(repr=False)
     beside: tuple[str, ...] = field(repr=False)
-    dtype: torch.dtype
+    quantization: Mapping[str, Any] | None = field(repr=False)
     compute_dtype: torch.dtype
     dense_bytes: int
     seal: Seal = field(repr=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the experts when they are computed with: as on disk, where nothing is quantised."""
+        return self.sites[0].dtype
 
     @property
     def text(self) -> Any:
@@ -102,6 +112,14 @@ class Checkpoint:
             ids = json.loads((self.path / "generation_config.json").read_text()).get("eos_token_id", ids)
         return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
 
+    def dense_readers(self) -> dict[str, Callable[[], Tensor]]:
+        """Name of a dense weight -> what reads it, as floats where it is quantised."""
+        taken = {(part.path, part.start) for each in self.encoded.values() for part in each.parts.values()}
+        plain = {name: part for name, part in self.dense.items() if (part.path, part.start) not in taken}
+        return {name: partial(read_tensor, part) for name, part in plain.items()} | {
+            name: each.read for name, each in self.encoded.items()
+        }
+
     def fingerprint(self) -> str:
         """Hash of config.json and of every tensor's name, type, shape and place; not of the weights themselves."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
@@ -136,19 +154,20 @@ def open_checkpoint(model: str | Path, revision: str | None = None, checksum: bo
     path = resolve(model, revision)
     raw = read_config_json(path)
     check_family(raw, str(path))
-    check_not_quantised(raw, str(path))
+    quantization = quantization_of(raw)
+    method_of(quantization, str(path))
     ranges = read_ranges(path)
     config = read_config(path)
     compute = config.dtype or text_config(config).dtype or _first_float(ranges)
     body = skeleton(config, compute)
-    layout = sort_tensors(body, ranges, str(path))
+    layout = sort_tensors(body, ranges, str(path), quantization)
     if not layout.sites:
         raise UnsupportedError(dense_text(str(path), config.model_type))
-    dtype = FLOATS[next(layout.sites[0].ranges()).dtype]
     dense_bytes = resident_bytes(body, [*layout.beside, *(site.name for site in layout.sites)])
     seal = Seal.of([path / "config.json", *sorted({part.path for part in ranges.values()})], contents=checksum)
     return Checkpoint(
-        path, config, ranges, layout.sites, layout.dense, layout.beside, dtype, compute, dense_bytes, seal
+        path, config, ranges, layout.sites, layout.dense, layout.encoded, layout.beside, quantization, compute,
+        dense_bytes, seal,
     )  # fmt: skip
 
 

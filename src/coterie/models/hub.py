@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from coterie.errors import CheckpointError
+from coterie.experts import method_of
 from coterie.models.families import check_family, check_has_experts
-from coterie.models.shards import INDEX, SINGLE, check_not_quantised, read_json
+from coterie.models.shards import INDEX, SINGLE, quantization_of, read_json
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BESIDE = ["*.json", "tokenizer*", "*.model", "*.jinja", "vocab.txt", "merges.txt"]
@@ -50,7 +51,7 @@ def _download(name: str, revision: str | None) -> Path:
     config = read_json(one("config.json"))
     check_family(config, name)
     check_has_experts(config, name)
-    check_not_quantised(config, name)
+    method_of(quantization_of(config), name)
     patterns = [*_BESIDE, *_weight_files(one)]
     return Path(_ask(name, revision, lambda: snapshot_download(allow_patterns=patterns, **options)))
 

@@ -39,7 +39,7 @@ def load_host(
     names = [*checkpoint.beside, *(site.name for site in checkpoint.sites)]
     body = skeleton(checkpoint.config, dtype)
     model = load_dense(
-        class_without(type(body), names), checkpoint.path, body.config, checkpoint.dense, dtype
+        class_without(type(body), names), checkpoint.path, body.config, checkpoint.dense_readers(), dtype
     ).requires_grad_(False)
     drop_cache({part.path for part in checkpoint.dense.values()})
     for site in checkpoint.sites:

@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from coterie.errors import CheckpointError, UnsupportedError
-from coterie.experts import FFNShape
+from coterie.experts import FFNShape, Part, Storage, method_of, split_name
+from coterie.experts.encoding import Plain
 from coterie.models.compat import DiskNames, Place, beside_text, ffn_shape, tied_names
+from coterie.models.dense import Dense, Encoded, check_shape, check_type
 from coterie.models.find import MoESite, find_sites
 from coterie.models.site import ExpertSite, Stored
-from coterie.models.tensors import DENSE, FLOATS
+from coterie.models.tensors import FLOATS
 from coterie.ranges import TensorRange
 
 # a parameter in memory -> the weights whose matrices lie in it below each other
@@ -28,43 +32,53 @@ _COMMON = {"post_expert_norm.weight": "post_norm"}
 class Layout:
     """The checkpoint sorted: expert sites in order, and disk name -> range of what else the text side has.
 
+    Of that, ``encoded`` says how several tensors make one weight, by the weight's name.
+
     Tensors of which the model knows nothing (such as heads that predict further tokens) and those of its pictures
     and sounds (modules in ``beside``) are left out.
     """
 
     sites: tuple[ExpertSite, ...]
     dense: Mapping[str, TensorRange]
+    encoded: Mapping[str, Encoded]
     beside: tuple[str, ...] = ()
 
 
-def sort_tensors(model: Any, ranges: Mapping[str, TensorRange], where: str) -> Layout:
+def sort_tensors(
+    model: Any, ranges: Mapping[str, TensorRange], where: str, quantization: Mapping[str, Any] | None = None
+) -> Layout:
     """Sort ``ranges`` (names on disk) by what they are in ``model``, which may be a skeleton.
+
+    Args:
+        quantization: ``quantization_config`` of config.json.
 
     Raises:
         CheckpointError: a tensor is missing, of the wrong shape, or of an expert the config does not have.
         UnsupportedError: a tensor is stored in a type or layout that is not served.
     """
     names, state, beside = DiskNames(model), model.state_dict(), beside_text(model)
+    method = method_of(quantization, where)
     found = {site.name: _Found(site) for site in find_sites(model)}
     outside = tuple(f"{name}." for name in beside)
-    dense: dict[str, TensorRange] = {}
-    filled: dict[str, TensorRange | None] = {}
+    dense = Dense(state, outside, quantization, where)
     for name, part in ranges.items():
-        place = names.place(name)
+        place, base, role = names.place(name), name, ""
+        if not set(place.fills) & state.keys():
+            base, role = split_name(name, method)
+            place = names.place(base)
         site, weight = _of_site(place.name, found)
         if site is not None and place.name in state:
-            site.add(weight, place, name, part)
-        elif wanted := [one for one in place.fills if one in state and not one.startswith(outside)]:
-            _check_type(name, part, where, DENSE if _whole_numbers(state, wanted) else FLOATS)
-            dense[name] = part
-            filled |= dict.fromkeys(wanted, None if place.converted else part)
+            site.add(weight, role, place, name, part)
+        else:
+            dense.add(base, role, place, name, part)
     expected = {
         name: tuple(tensor.shape)
         for name, tensor in state.items()
         if not name.startswith(outside) and _of_site(name, found)[0] is None
     }
-    _check_dense(model, filled, expected, where)
-    return Layout(tuple(each.site(where) for each in found.values()), dense, beside)
+    dense.check(expected, tied_names(model))
+    sites = tuple(each.site(where, quantization, model.dtype) for each in found.values())
+    return Layout(sites, dense.ranges, dense.encoded, beside)
 
 
 def _of_site(name: str, found: Mapping[str, _Found]) -> tuple[_Found | None, str]:
@@ -77,16 +91,17 @@ def _of_site(name: str, found: Mapping[str, _Found]) -> tuple[_Found | None, str
 
 
 class _Found:
-    """What of one site has turned up: weight -> expert (None: stacked) -> disk name and range."""
+    """What of one site has turned up: part -> expert (None: stacked) -> disk name and range."""
 
     def __init__(self, live: MoESite) -> None:
         self.live = live
-        self.weights: dict[str, dict[int | None, tuple[str, TensorRange]]] = defaultdict(dict)
+        self.parts: dict[str, dict[int | None, tuple[str, TensorRange]]] = defaultdict(dict)
         self.orders: set[str] = set()
+        self.fused = self.encoded = False
 
-    def add(self, weight: str, place: Place, name: str, part: TensorRange) -> None:
+    def add(self, weight: str, role: str, place: Place, name: str, part: TensorRange) -> None:
         if weight in _COMMON:
-            self.weights[_COMMON[weight]] = dict.fromkeys(range(self.live.num_experts), (name, part))
+            self.parts[_COMMON[weight]] = dict.fromkeys(range(self.live.num_experts), (name, part))
             return
         if place.converted and place.order == "same":
             raise UnsupportedError(
@@ -96,17 +111,39 @@ class _Found:
         if len(part.shape) > 1:  # a bias has no order of rows and columns
             self.orders.add(place.order)
         weight = weight if place.parts == 1 else _SPLIT[weight][place.part]
-        self.weights[weight][place.expert] = (name, part)
+        self.fused |= weight in _SPLIT
+        self.encoded |= role != ""
+        self.parts[weight + role][place.expert] = (name, part)
 
-    def site(self, where: str) -> ExpertSite:
+    def site(self, where: str, quantization: Mapping[str, Any] | None, compute: torch.dtype) -> ExpertSite:
         """Everything checked and put in order."""
-        live, shape = self.live, self._shape()
-        stored = {weight: self._stored(weight, size, where) for weight, size in shape.weight_shapes().items()}
-        return ExpertSite(live.name, live.layer, live.num_experts, live.top_k, shape, stored)
+        storage = self._storage(where, quantization)
+        stored = {name: self._stored(name, part, where) for name, part in storage.parts().items()}
+        dtype = compute if storage.quantised else FLOATS[storage.parts()["down_proj"].dtype]
+        live = self.live
+        return ExpertSite(live.name, live.layer, live.num_experts, live.top_k, storage, stored, dtype)
+
+    def _storage(self, where: str, quantization: Mapping[str, Any] | None) -> Storage:
+        shape, first = self._shape(), {}
+        for name, each in self.parts.items():
+            if (found := each.get(None) or each.get(0)) is not None:
+                _, part = found
+                first[name] = Part(part.dtype, part.shape[1:] if None in each else part.shape)
+        if self.encoded:
+            return Storage.of(quantization, shape, first, f"{where}: layer {self.live.layer}")
+        plain = {name: Plain(size, self._float(name, first, where)) for name, size in shape.weight_shapes().items()}
+        return Storage(shape, plain)
+
+    def _float(self, weight: str, first: Mapping[str, Part], where: str) -> str:
+        """The type of a weight that is not quantised; one that is missing is reported with its expert."""
+        if weight not in first:
+            return "BF16"
+        name, part = next(iter(self.parts[weight].values()))
+        check_type(name, part, where)
+        return first[weight].dtype
 
     def _shape(self) -> FFNShape:
-        experts, fused = self.live.experts, any(weight in self.weights for weight in _SPLIT)
-        here = ffn_shape(experts, fused=fused)
+        here = ffn_shape(self.live.experts, fused=self.fused)
         if "transposed" in self.orders and self._fits(turned := replace(here, transposed=not here.transposed)):
             return turned
         return replace(here, interleaved=True) if "interleaved" in self.orders else here
@@ -115,18 +152,18 @@ class _Found:
         """Whether what is stacked has this shape: converters that transpose look before they do it."""
         return all(
             each[None][1].shape[1:] == shape.weight_shapes()[name]
-            for name, each in self.weights.items()
+            for name, each in self.parts.items()
             if None in each and name in shape.weight_shapes()
         )
 
-    def _stored(self, weight: str, size: tuple[int, ...], where: str) -> Stored:
-        found, count = self.weights.get(weight, {}), self.live.num_experts
+    def _stored(self, name: str, wanted: Part, where: str) -> Stored:
+        found, count = self.parts.get(name, {}), self.live.num_experts
         if None in found:
-            return self._checked(found[None], (count, *size), where)
+            return _checked(found[None], Part(wanted.dtype, (count, *wanted.shape)), where)
         missing = [expert for expert in range(count) if expert not in found]
         if missing:
             raise CheckpointError(
-                f"{where} is incomplete: layer {self.live.layer} lacks {weight} of expert {missing[0]} "
+                f"{where} is incomplete: layer {self.live.layer} lacks {name} of expert {missing[0]} "
                 f"({len(missing)} of {count} experts lack it). Copy or download it again."
             )
         beyond = [expert for expert in found if expert is not None and expert >= count]
@@ -135,48 +172,16 @@ class _Found:
                 f"{where} contradicts itself: layer {self.live.layer} has expert {max(beyond)}, config.json says there "
                 f"are {count}. Config and weights are of different models: copy or download both again."
             )
-        return tuple(self._checked(found[expert], size, where) for expert in range(count))
-
-    def _checked(self, found: tuple[str, TensorRange], size: tuple[int, ...], where: str) -> TensorRange:
-        name, part = found
-        _check_type(name, part, where)
-        _check_shape(name, part.shape, size, where)
-        return part
+        return tuple(_checked(found[expert], wanted, where) for expert in range(count))
 
 
-def _check_dense(
-    model: Any, filled: Mapping[str, TensorRange | None], expected: Mapping[str, tuple[int, ...]], where: str
-) -> None:
-    twins: dict[str, set[str]] = defaultdict(set)
-    for target, source in tied_names(model).items():
-        twins[target].add(source)
-        twins[source].add(target)
-    missing = [name for name in expected if name not in filled and not twins[name] & filled.keys()]
-    if missing:
-        raise CheckpointError(
-            f"{where} is incomplete: it lacks {missing[0]!r} ({len(missing)} tensors of the model are missing). "
-            "Copy or download it again."
-        )
-    for name, part in filled.items():
-        if part is not None:
-            _check_shape(name, part.shape, expected[name], where)
-
-
-def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], where: str) -> None:
-    if found != expected:
-        raise CheckpointError(
-            f"{where} contradicts itself: {name!r} is {list(found)}, config.json makes it {list(expected)}. "
-            "Config and weights are of different models: copy or download both again."
-        )
-
-
-def _whole_numbers(state: Mapping[str, Any], names: list[str]) -> bool:
-    return not any(state[name].is_floating_point() for name in names)
-
-
-def _check_type(name: str, part: TensorRange, where: str, allowed: Mapping[str, Any] = FLOATS) -> None:
-    if part.dtype not in allowed:
+def _checked(found: tuple[str, TensorRange], wanted: Part, where: str) -> TensorRange:
+    name, part = found
+    if part.dtype != wanted.dtype:
+        check_type(name, part, where)
         raise UnsupportedError(
-            f"{where} is quantised: {name!r} is stored as {part.dtype}, which Coterie does not serve yet. Choose the "
-            "checkpoint in bfloat16, float16 or float32."
+            f"{where}: {name!r} is stored as {part.dtype}, the same weight of other experts as {wanted.dtype}. Load "
+            "and save the checkpoint with transformers in one dtype."
         )
+    check_shape(name, part.shape, wanted.shape, where)
+    return part

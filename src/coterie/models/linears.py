@@ -33,6 +33,6 @@ def use_kernel(model: nn.Module, on: bool = True) -> None:
     was, is_now = (nn.Linear, FewRowsLinear) if on else (FewRowsLinear, nn.Linear)
     for module in model.modules():
         if isinstance(module, Experts) and hasattr(module, "compiled"):
-            module.compiled = on
+            setattr(module, "compiled", on)  # noqa: B010 (which kinds have it, this room does not know)
         elif type(module) is was:
             module.__class__ = is_now

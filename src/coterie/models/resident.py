@@ -7,7 +7,7 @@ from torch import nn
 
 from coterie.experts import FFN
 from coterie.models.checkpoint import ExpertSite
-from coterie.models.tensors import FLOATS, read_into
+from coterie.models.tensors import read_tensor
 
 
 def resident_experts(site: ExpertSite) -> FFN:
@@ -20,10 +20,14 @@ def resident_experts(site: ExpertSite) -> FFN:
     """
     with torch.device("meta"):
         experts = FFN(site.num_experts, site.shape, method="loop")
-    first = site.parts(0)
-    for name, size in site.shape.weight_shapes().items():
-        stack = torch.empty(site.num_experts, *size, dtype=FLOATS[first[name].dtype])
-        for expert in range(site.num_experts):
-            read_into(stack[expert], site.parts(expert)[name])
+    stacks = {
+        name: torch.empty(site.num_experts, *size, dtype=site.dtype)
+        for name, size in site.shape.weight_shapes().items()
+    }
+    for expert in range(site.num_experts):
+        parts = {name: read_tensor(part) for name, part in site.parts(expert).items()}
+        for name, weight in site.storage.weights(parts, site.dtype).items():
+            stacks[name][expert] = weight
+    for name, stack in stacks.items():
         setattr(experts, name, nn.Parameter(stack, requires_grad=False))
     return experts

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from coterie.errors import CheckpointError, UnsupportedError
+from coterie.errors import CheckpointError
 from coterie.ranges import TensorRange, read_header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -42,19 +42,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def check_not_quantised(config: Mapping[str, Any], where: str) -> None:
-    """Refuse formats that need more than a cast to compute with.
-
-    Raises:
-        UnsupportedError: the config names a quantisation method.
-    """
-    quantised = config.get("quantization_config") or {}
-    if quantised:
-        method = quantised.get("quant_method", "unnamed") if isinstance(quantised, Mapping) else "unnamed"
-        raise UnsupportedError(
-            f"{where} is quantised ({method}), which Coterie does not serve yet. Choose the checkpoint in bfloat16, "
-            "float16 or float32."
-        )
+def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """``quantization_config`` of a parsed config.json, wherever it stands; None where nothing is quantised."""
+    if found := config.get("quantization_config"):
+        return dict(found) if isinstance(found, Mapping) else {"quant_method": str(found)}
+    parts = [part for name, part in config.items() if name.endswith("_config") and isinstance(part, Mapping)]
+    return next((found for part in parts if (found := quantization_of(part)) is not None), None)
 
 
 def read_ranges(path: Path) -> dict[str, TensorRange]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from coterie.experts import FFNShape
+import torch
+
+from coterie.experts import FFNShape, Storage
 from coterie.ranges import TensorRange
 
 # one [E, ...] tensor, or one tensor per expert
@@ -21,19 +23,27 @@ class ExpertSite:
         layer: number of the decoder layer.
         num_experts: E.
         top_k: choices per item.
-        shape: of one expert as stored: ``fused`` says whether gate and up share a tensor on disk.
-        stored: weight name of `coterie.experts.expert_forward` -> where it lies.
+        storage: how one expert lies on disk.
+        stored: part name of ``storage.parts()`` -> where it lies. Where nothing is quantised the parts are the
+            weights of `coterie.experts.expert_forward`.
+        dtype: of the weights as they are computed with.
     """
 
     name: str
     layer: int
     num_experts: int
     top_k: int
-    shape: FFNShape
+    storage: Storage = field(repr=False)
     stored: Mapping[str, Stored] = field(repr=False)
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> FFNShape:
+        """Of one expert's weights: ``fused`` says whether gate and up share a tensor on disk."""
+        return self.storage.shape
 
     def parts(self, expert: int) -> dict[str, TensorRange]:
-        """Weight name -> byte range of one expert's matrices, in the order they are computed with."""
+        """Part name -> byte range of one expert's tensors, in the order they are computed with."""
         assert 0 <= expert < self.num_experts, (self.name, expert)
         return {
             name: at.slice(expert) if isinstance(at, TensorRange) else at[expert] for name, at in self.stored.items()

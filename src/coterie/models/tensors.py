@@ -18,19 +18,23 @@ FLOATS: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip
 # what else a model may have beside its weights: tables of indices, masks
-_OTHERS: Mapping[str, torch.dtype] = {
+INTEGERS: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
 }  # fmt: skip
-DENSE: Mapping[str, torch.dtype] = {**FLOATS, **_OTHERS}
+# numbers that mean something only together with scales
+_SMALL: Mapping[str, torch.dtype] = {
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+}  # fmt: skip
+_READABLE: Mapping[str, torch.dtype] = {**FLOATS, **INTEGERS, **_SMALL}
 
 
 def read_tensor(part: TensorRange) -> Tensor:
-    """A tensor of one of the types in `DENSE`, read into fresh memory. Blocks; thread-safe.
+    """A tensor, read into fresh memory. Blocks; thread-safe.
 
     Raises:
         CheckpointError: the file is gone or ends too early.
     """
-    tensor = torch.empty(part.shape, dtype=DENSE[part.dtype])
+    tensor = torch.empty(part.shape, dtype=_READABLE[part.dtype])
     read_into(tensor, part)
     return tensor
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from coterie.errors import StoreError
 from coterie.experts.base import Experts
 from coterie.experts.ffn import expert_forward
+from coterie.experts.quantized import Storage
 from coterie.experts.shape import FFNShape
 from coterie.ops.dispatch import dispatch, group_by_expert
 from coterie.routing import Routing
@@ -31,6 +33,8 @@ class StoreExperts(Experts):
         shape: of each expert.
         prefetcher: told what this layer needs and what went into it, reads ahead for the next.
         compiled: as `expert_forward` has it.
+        storage: how an expert's weights are made of the tensors in its blob; None: they are the weights.
+        scratch: where they are made, one expert after another; sites that never compute at once may share it.
     """
 
     def __init__(
@@ -42,10 +46,14 @@ class StoreExperts(Experts):
         prefetcher: Prefetcher | None = None,
         *,
         compiled: bool = False,
+        storage: Storage | None = None,
+        scratch: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.store, self.site, self.num_experts, self.shape = store, site, num_experts, shape
         self.prefetcher, self.compiled = prefetcher, compiled
+        self.storage = storage if storage is not None and storage.quantised else None
+        self.scratch = scratch
 
     def rows(self, x: Tensor, routing: Routing) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
@@ -59,15 +67,17 @@ class StoreExperts(Experts):
         with self.store.acquire(list(hit)) as lease:
             if self.prefetcher is not None:
                 self.prefetcher.after(self.site, [key.expert for key in hit], x)
-            for key, weights in lease:
+            for key, parts in lease:
+                weights = parts if self.storage is None else self.storage.weights(parts, sent.dtype, self.scratch)
                 rows[hit[key]] = expert_forward(sent[hit[key]], weights, self.shape, compiled=self.compiled)
         return rows
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StoreExperts:
         """A copy reads the same store: its weights never change, so there is nothing to copy."""
         return StoreExperts(
-            self.store, self.site, self.num_experts, self.shape, self.prefetcher, compiled=self.compiled
-        )
+            self.store, self.site, self.num_experts, self.shape, self.prefetcher, compiled=self.compiled,
+            storage=self.storage, scratch=self.scratch,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"site={self.site!r}, num_experts={self.num_experts}, {self.shape}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,24 @@ import torch
 from torch import Tensor
 
 from coterie.errors import CheckpointError
-from coterie.models.tensors import read_tensor
-from coterie.ranges import TensorRange
 
 
 class _OnDisk:
     """A tensor the loader may slice, as it slices those of safetensors: reading happens then, into fresh memory."""
 
-    def __init__(self, part: TensorRange) -> None:
-        self._part = part
+    def __init__(self, read: Callable[[], Tensor]) -> None:
+        self._read = read
 
     def __getitem__(self, index: Any) -> Tensor:
-        return read_tensor(self._part)[index]
+        return self._read()[index]
 
 
 def load_dense(
-    model_class: Any, path: Path, config: Any, tensors: Mapping[str, TensorRange], dtype: torch.dtype
+    model_class: Any, path: Path, config: Any, tensors: Mapping[str, Callable[[], Tensor]], dtype: torch.dtype
 ) -> Any:
     """A model of ``model_class`` in eval mode, filled with ``tensors`` (names as on disk) and nothing else.
+
+    Each is read when it is its turn, by several threads.
 
     Names are converted, dtypes cast, tied weights tied and buffers made by transformers. Blocks while reading.
 
@@ -39,7 +39,7 @@ def load_dense(
     with quiet():
         model, found = model_class.from_pretrained(
             None, config=copy.deepcopy(config), dtype=dtype, output_loading_info=True,
-            state_dict={name: _OnDisk(part) for name, part in tensors.items()},
+            state_dict={name: _OnDisk(read) for name, read in tensors.items()},
         )  # fmt: skip
     wrong = [*found["missing_keys"], *found["mismatched_keys"], *found["error_msgs"]]
     if wrong:

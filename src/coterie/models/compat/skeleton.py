@@ -24,10 +24,17 @@ def read_config(path: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         # a model that also speaks: the part that thinks is the language model
-        return getattr(config, "thinker_config", config)
+        return _without_quantiser(getattr(config, "thinker_config", config))
     except Exception as error:  # validators raise many kinds
         reason = " ".join((str(error) or type(error).__name__).split())
         raise CheckpointError(f"{path / 'config.json'} is not valid: {reason} Copy or download it again.") from error
+
+
+def _without_quantiser(config: Any) -> Any:
+    """transformers would quantise the model by it; the weights it gets from us are floats already."""
+    for part in (config, config.get_text_config(decoder=True)):
+        part.__dict__.pop("quantization_config", None)
+    return config
 
 
 def skeleton(config: Any, dtype: torch.dtype) -> Any:
