@@ -131,7 +131,7 @@ def _check_size(streams: Mapping[str, Mapping[str, Tensor]], length: int) -> Non
         for domain, ids in domains.items():
             if len(ids) < 2 * length:
                 raise OptionError(
-                    f"The {split} text of {domain!r} has {len(ids)} tokens; at least {2 * length} are needed. Give more."
+                    f"The {split} text of {domain!r} has {len(ids)} tokens; it must have {2 * length}. Give more."
                 )
 
 
