@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 import coterie
 
-name, memory = [*sys.argv[1:], *["pocket", "8MiB"][len(sys.argv) - 1 :]]
+name, memory = [*sys.argv[1:], *["pocket", "12MiB"][len(sys.argv) - 1 :]]
 model = coterie.load(name, memory=memory, context=128)
 tokenizer = AutoTokenizer.from_pretrained(model.coterie.checkpoint.path)
 ids = tokenizer("The import statement", return_tensors="pt").input_ids
