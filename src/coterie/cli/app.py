@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Mixtures of experts in the memory you give them. MODEL is a checkpoint directory, a hub name, or "
-    "[bold]pocket[/bold], a small model made on the spot.",
+    "[bold]pocket[/bold], a small model that ships with Coterie.",
 )
 
 
