@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from offloading.checkpoint import make_checkpoint
+from offloading.counters import FOREIGN_LIMIT, ProcessorTime
 from offloading.facts import all_facts, hardware_name
 from offloading.routes import ForcedRoutes, make_routes
 from offloading.scales import Scale
@@ -57,7 +58,8 @@ JUDGED = (ITSELF, UNIFORM)
 class Case:
     """One run beside its forecast. Bytes per token of the answer; hits and speed of the same tokens.
 
-    ``all_missing`` is what a token reads of which no expert is resident.
+    ``all_missing`` is what a token reads of which no expert is resident; ``foreign_share`` is what other programs took
+    of the machine meanwhile.
     """
 
     model: str
@@ -74,6 +76,7 @@ class Case:
     hits_measured: float
     speed_forecast: float
     speed_measured: float
+    foreign_share: float
 
     @property
     def error(self) -> float:
@@ -160,13 +163,14 @@ def measure(checkpoint: Checkpoint, ids: Tensor, slots: int, policy: str, forced
     cache = model(ids[:, :PROMPT], use_cache=True, logits_to_keep=1).past_key_values
     prompt = store.stats().bytes_read
     store.reset_stats()
-    began = time.perf_counter()
+    began, before = time.perf_counter(), ProcessorTime.now()
     for token in ids[0, PROMPT:]:
         model(token[None, None], past_key_values=cache, logits_to_keep=1).logits.argmax().item()
     seconds, stats, steps = time.perf_counter() - began, store.stats(), ids.shape[1] - PROMPT
     model.coterie.close()
     return {
         "prompt": prompt, "token": stats.bytes_read / steps, "hits": stats.hit_rate, "speed": steps / seconds,
+        "foreign": ProcessorTime.now().foreign_share(before),
     }  # fmt: skip
 
 
@@ -188,7 +192,7 @@ def case_of(name: str, routes: str, policy: str, foretold: Plan, measured: dict[
     return Case(
         name, routes, policy, foretold.budget.total, one.slots, one.bytes_per_token, measured["token"],
         _all_missing(foretold), one.prefill_bytes, measured["prompt"], one.hit_rate, measured["hits"],
-        one.tokens_per_second, measured["speed"],
+        one.tokens_per_second, measured["speed"], measured["foreign"],
     )  # fmt: skip
 
 
@@ -238,11 +242,14 @@ def _row(case: Case) -> str:
 
 
 def _speeds(cases: list[Case]) -> list[str]:
-    ratios = sorted(case.speed_forecast / case.speed_measured for case in cases)
+    quiet = [case for case in cases if case.foreign_share <= FOREIGN_LIMIT]
+    text = f"Of {len(cases)} runs {len(quiet)} had the machine to themselves (others took {FOREIGN_LIMIT:.0%} at most)."
+    if not quiet:
+        return [f"{text} The speeds above say nothing."]
+    ratios = sorted(case.speed_forecast / case.speed_measured for case in quiet)
     return [
-        f"Speeds foretold are {ratios[0]:.2f} to {ratios[-1]:.2f} times those measured, "
-        f"{ratios[len(ratios) // 2]:.2f} in the middle. They come from probes of a second before each run, on a "
-        "machine that others may use too."
+        f"{text} Speeds foretold for them are {ratios[0]:.2f} to {ratios[-1]:.2f} times those measured, "
+        f"{ratios[len(ratios) // 2]:.2f} in the middle."
     ]
 
 
