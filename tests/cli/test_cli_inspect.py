@@ -89,6 +89,11 @@ def test_outputs_are_checked_before_the_model_is_opened(text, coterie, tmp_path)
     refused(coterie("inspect", gone, "--text", text), 3, "gone")
 
 
+def test_the_text_is_not_overwritten(tiny, text, coterie):
+    refused(coterie("inspect", tiny, "--text", text, "--report", text), 2, "another file")
+    assert text.read_text() == TEXT
+
+
 def test_a_missing_library_is_said_before_the_model_is_opened(text, coterie, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = coterie("inspect", tmp_path / "gone", "--text", text, "--png", tmp_path / "x.png")

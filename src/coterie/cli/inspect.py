@@ -78,6 +78,9 @@ def _use(
     from coterie.jobs.usage_png import require_matplotlib
 
     targets = [check_output(path) for path in (report, png) if path is not None]
+    for target in targets:
+        if any(target.exists() and text.exists() and target.samefile(text) for text in texts):
+            raise OptionError(f"{target} is the text that is read. Name another file for the pictures.")
     if png is not None:
         require_matplotlib()
     with Progress(as_json) as progress:

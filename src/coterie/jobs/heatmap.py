@@ -22,50 +22,46 @@ def step_of(ratio: float) -> int:
     return STEPS + max(-STEPS, min(STEPS, round(STEPS * math.log(ratio) / math.log(TOP))))
 
 
-def heatmap(title: str, layers: Sequence[int], rows: Sequence[Tensor], hover: str) -> str:
-    """Layers below each other, experts side by side.
+def heatmap(title: str, layers: Sequence[int], rows: Sequence[Tensor]) -> str:
+    """Layers below each other, experts side by side; each cell tells its ratio on hover.
+
+    A cell is a few dozen bytes, since a large model has tens of thousands: its size is in a style sheet of the
+    drawing's own, its row in a group.
 
     Args:
         title: what it shows, for those who cannot see it.
         layers: number of each row.
         rows: ratios [E] of each layer, 1 in the middle of the scale; layers may differ in E.
-        hover: with ``{layer}``, ``{expert}`` and ``{ratio}``.
     """
     most = max(len(row) for row in rows)
     wide = min(56.0, max(1.5, (_WIDTH - _LEFT) / most))
     tall = min(26.0, max(7.0, 560 / len(rows)))
-    gap = 1.0 if wide >= 5 else 0.0
     width, height = _LEFT + wide * most + 2, _ABOVE + tall * len(rows) + _BELOW
+    name = f"m{round(wide * 100)}-{round(tall * 100)}"
     parts = [
-        f'<svg role="img" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}">',
-        f"<title>{escape(title)}</title>", *_column_labels(most, wide),
-    ]  # fmt: skip
+        f'<svg role="img" class="{name}" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
+        f'height="{height:.0f}">',
+        f"<title>{escape(title)}</title>",
+        f"<style>.{name} rect{{width:{wide - (1 if wide >= 5 else 0):.2f}px;height:{tall - 1:.2f}px}}</style>",
+        *_column_labels(most, wide),
+    ]
     for number, (layer, row) in enumerate(zip(layers, rows, strict=True)):
-        y = _ABOVE + number * tall
+        parts.append(f'<g transform="translate({_LEFT} {_ABOVE + number * tall:.1f})">')
         if number % max(1, math.ceil(13 / tall)) == 0:
-            parts.append(f'<text x="{_LEFT - 8}" y="{y + tall / 2 + 4:.1f}" text-anchor="end">{layer}</text>')
-        for expert, ratio in enumerate(row.tolist()):
-            text = hover.format(layer=layer, expert=expert, ratio=format_ratio(ratio))
-            parts.append(_cell(_LEFT + expert * wide, y, wide - gap, tall - 1, ratio, text))
+            parts.append(f'<text x="-8" y="{tall / 2 + 4:.1f}" text-anchor="end">{layer}</text>')
+        parts += [_cell(layer, expert, expert * wide, ratio) for expert, ratio in enumerate(row.tolist())]
+        parts.append("</g>")
     return "".join([*parts, "</svg>"])
 
 
-def format_ratio(ratio: float) -> str:
-    """A ratio for people."""
-    return "never used" if ratio == 0 else f"{ratio:.2f} times"
-
-
-def _cell(x: float, y: float, wide: float, tall: float, ratio: float, text: str) -> str:
+def _cell(layer: int, expert: int, x: float, ratio: float) -> str:
     kind = "never" if ratio == 0 else f"c{step_of(ratio)}"
-    inset = 0.5 if ratio == 0 else 0.0
-    return (
-        f'<rect class="h {kind}" x="{x + inset:.1f}" y="{y + inset:.1f}" width="{wide - 2 * inset:.1f}" '
-        f'height="{tall - 2 * inset:.1f}"><title>{escape(text)}</title></rect>'
-    )
+    value = "never used" if ratio == 0 else f"{ratio:.2f}×"
+    return f'<rect class="{kind}" x="{x:.1f}"><title>layer {layer}, expert {expert}: {value}</title></rect>'
 
 
 def _column_labels(most: int, wide: float) -> list[str]:
-    step = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if step * wide >= 26)
+    step = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if step * wide >= 34)
     return [
         f'<text x="{_LEFT + (expert + 0.5) * wide:.1f}" y="{_ABOVE - 7}" text-anchor="middle">{expert}</text>'
         for expert in range(0, most, step)

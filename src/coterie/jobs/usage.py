@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -188,12 +189,15 @@ def usage(
 
 def _read(host: Any, text: Text, window: int, say: Callable[[str], None]) -> TextUse:
     layers = {site.name: site.layer for site in host.coterie.checkpoint.sites}
-    total = len(text.ids)
+    total, began = len(text.ids), time.monotonic()
+
+    def tell(done: int) -> None:
+        left = (time.monotonic() - began) / done * (total - done)
+        say(f"Reading {text.name}: {done:,} of {total:,} tokens, about {left:.0f} s left")
+
     read: list[Passage] = []
     counted: list[list[SiteUse]] = []
-    for passage in passages(
-        host, text.ids, window, lambda done: say(f"Reading {text.name}: {done:,} of {total:,} tokens")
-    ):
+    for passage in passages(host, text.ids, window, tell):
         counted.append(site_uses(passage.plan, layers))
         read.append(passage)
     surprise, foretold = sum(p.surprise for p in read), sum(p.foretold for p in read)

@@ -73,10 +73,10 @@ def _overview(usage: Usage) -> str:
     sites = usage.sites
     drawn = heatmap(
         f"Use of each expert in {len(sites)} layers, over a fair share", [s.layer for s in sites],
-        [s.relative for s in sites], "layer {layer}, expert {expert}: {ratio} a fair share",
+        [s.relative for s in sites],
     )  # fmt: skip
     return _section(
-        "Use of every expert", "A row is a layer, a column an expert. Hover for values.",
+        "Use of every expert", "A row is a layer, a column an expert. Hover for the use over a fair share.",
         legend("a quarter or less", "a fair share", "four times or more"), drawn,
     )  # fmt: skip
 
@@ -142,10 +142,9 @@ def _against(pair: tuple[TextUse, Usage]) -> str:
         rows.append(ratio.where(every.load > 0, ratio.new_ones(()) * 0))
     drawn = heatmap(
         f"Use of each expert by {text.text.name}, over its use by all texts", [site.layer for site in text.sites], rows,
-        "layer {layer}, expert {expert}: {ratio} its use by all texts",
     )  # fmt: skip
     return _section(
-        text.text.name, "What it uses more (orange) and less (blue) than all texts together.",
+        text.text.name, "What it uses more (orange) and less (blue) than all texts together. Hover for the ratio.",
         legend("a quarter or less", "as all texts", "four times or more"), drawn,
     )  # fmt: skip
 

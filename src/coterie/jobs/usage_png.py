@@ -77,7 +77,7 @@ def _map(figure: Any, place: Any, usage: Usage, rows: list[Tensor], title: str, 
     axes.tick_params(colors=_SOFT, labelsize=8, length=0)
     _layer_ticks(axes, usage)
     axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, ticks=[-1, 0, 1], pad=0.01, aspect=25)
+    bar = figure.colorbar(image, ax=axes, ticks=[-1, 0, 1], pad=0.01, fraction=0.02, aspect=30, shrink=0.6)
     bar.ax.set_yticklabels([f"1/{TOP:g}", "1", f"{TOP:g}"], fontsize=8, color=_SOFT)
     bar.set_label(label, fontsize=8, color=_SOFT)
     bar.outline.set_visible(False)

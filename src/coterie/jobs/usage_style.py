@@ -40,7 +40,7 @@ STYLE = (
     ".cards dt{color:var(--soft);font-size:13px;line-height:1.35}"
     "svg{display:block;max-width:100%;height:auto}"
     "svg text{fill:var(--soft);font-size:11px;font-family:inherit}"
-    "svg rect.h:hover{stroke:var(--ink);stroke-width:1.5}"
+    "g rect:hover{stroke:var(--ink);stroke-width:1.5}"
     + "".join(f".c{number}{{fill:var(--u{number})}}" for number in range(len(LIGHT)))
     + ".never{fill:none;stroke:var(--u0);stroke-width:1}"
     ".bar{fill:var(--bar)}.fair{stroke:var(--soft);stroke-dasharray:2 2}"
