@@ -205,6 +205,12 @@ def test_a_directory_of_garbage(files, tmp_path_factory):
     assert {"config", "disk"} <= set(found)
 
 
+def test_what_two_checks_meet_is_told_once(sick):
+    config(sick).write_text("{")
+    texts = [finding.text for finding in doctor(sick).findings if finding.state is PROBLEM]
+    assert len(texts) == len(set(texts)) == 1
+
+
 def test_a_model_that_is_nowhere(tmp_path):
     found = doctor(tmp_path / "nowhere").findings[-1]
     assert (found.check, found.state, found.exit_code) == ("model", PROBLEM, 3)

@@ -55,5 +55,7 @@ def _checkpoint(
         checkup = CheckpointCheckup(path, say)
         for name, check in checkup.checks(checksum=checksum, values=values).items():
             say(f"Checking {name}")
-            findings += carefully(name, check)
+            told = {finding.text for finding in findings}
+            # a config that cannot be read is the config's problem and the tensors': it is told once
+            findings += [finding for finding in carefully(name, check) if finding.text not in told]
     return findings
