@@ -44,7 +44,8 @@ class Limits:
 def measure(dtype: torch.dtype) -> Limits:
     """Blocks for a second or two."""
     columns = 4096
-    matrix = torch.zeros(_BYTES // dtype.itemsize // columns, columns, dtype=dtype)
+    # written, since pages of zeros that nobody has written are one page
+    matrix = torch.ones(_BYTES // dtype.itemsize // columns, columns, dtype=dtype)
     row, square = torch.ones(1, columns, dtype=dtype), torch.ones(_SIDE, _SIDE, dtype=dtype)
     readers = [lambda: matrix.sum(), lambda: row @ matrix.t()]
     if wants_kernel(True, 0):

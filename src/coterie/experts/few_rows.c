@@ -16,7 +16,8 @@
 #define ROWS 4    /* of x, that share one load of weights */
 #define OUTPUTS 4 /* that share one load of x */
 #define BLOCKS 4  /* of outputs at a time, in turned matrices */
-#define AHEAD 16  /* inputs whose weights are fetched early there: hardware does not foresee such jumps */
+#define FAR 8192  /* bytes ahead that weights are fetched, as hardware stops at the end of a page */
+#define AHEAD 16  /* inputs whose weights are fetched early in turned matrices */
 #define UNROLL _Pragma("GCC unroll 4")
 #define INLINE static inline __attribute__((always_inline))
 
@@ -57,6 +58,7 @@ INLINE pair load(const void *p, int bf16) {
     if (bf16) {
         bits both;
         memcpy(&both, p, sizeof both);
+        __asm__("" ::: "memory"); /* one load, not two: off a multiple of 64 bytes each costs double */
         two.a = (vec)(both << 16);
         two.b = (vec)(both & 0xffff0000u);
     } else {
@@ -108,8 +110,8 @@ INLINE void add(pair sum[OUTPUTS][ROWS], const char *w, long stride, const float
     UNROLL
     for (int k = 0; k < O; k++) {
         const char *at = w + k * stride;
-        for (long byte = 0; O > 1 && byte < (bf16 ? 64 : 128); byte += 64)
-            __builtin_prefetch(at + O * stride + byte); /* side by side, streams are too many for the hardware */
+        for (long byte = 0; byte < (bf16 ? 64 : 128); byte += 64)
+            __builtin_prefetch(at + (O == 1 ? FAR : O * stride) + byte);
         char part[4 * BLOCK];
         const pair weight = load(left < BLOCK ? start_of(at, left, bf16, part) : at, bf16);
         UNROLL
@@ -211,7 +213,7 @@ INLINE void some_rows(const char *w, const void *bias, const float *x, void *y, 
 INLINE void run(const void *const *matrices, const void *const *biases, const int64_t *starts, long groups,
                 const float *packed, void *y, long outputs, long inputs, int threads, int bf16, int y_bf16, int turned) {
     const long step = turned ? BLOCKS * BLOCK : OUTPUTS, tiles = (outputs + step - 1) / step, jobs = groups * tiles;
-    const long chunk = jobs / (threads * 8L) + 1, padded = (inputs + BLOCK - 1) / BLOCK * BLOCK;
+    const long chunk = jobs / (threads * 4L) + 1, padded = (inputs + BLOCK - 1) / BLOCK * BLOCK;
 #pragma omp parallel for schedule(dynamic, chunk) num_threads(threads)
     for (long job = 0; job < jobs; job++) {
         const long group = job / tiles, o = job % tiles * step, end = o + step < outputs ? o + step : outputs;
@@ -230,9 +232,10 @@ INLINE void run(const void *const *matrices, const void *const *biases, const in
 int products(const void *const *matrices, const void *const *biases, const int64_t *starts, int64_t groups,
              const void *x, void *y, int64_t outputs, int64_t inputs, int threads, int w_bf16, int x_bf16, int turned) {
     const long padded = (inputs + BLOCK - 1) / BLOCK * BLOCK, rows = starts[groups];
-    float *packed = calloc(rows * padded + 1, sizeof(float));
+    float *packed = aligned_alloc(64, (rows * padded + BLOCK) * sizeof(float));
     if (!packed)
         return -1;
+    memset(packed, 0, rows * padded * sizeof(float));
     for (long r = 0; r < rows; r++)
         pack((const char *)x + r * inputs * (x_bf16 ? 2 : 4), packed + r * padded, inputs, w_bf16, x_bf16);
 #define RUN(W, T) run(matrices, biases, starts, groups, packed, y, outputs, inputs, threads, W, x_bf16, T)
