@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from coterie.jobs.plan import Largest, Plan
 
 _WHY = {
-    "disk": "the disk: more memory, or routes that repeat, would help",
-    "memory": "memory bandwidth: every token reads its active weights once, and more memory would not help",
+    "disk": "the disk, which brings the experts that are not resident",
+    "memory": "memory bandwidth, which brings the active weights of every token",
     "interpreter": "the interpreter: the model is so small that Python takes longer than its weights do",
 }
 
@@ -94,7 +94,8 @@ def _bound(plan: Plan) -> str:
     return (
         f"What binds is {_WHY[one.bound]}.\n"
         f"  Of a token with {one.policy}: {_time(one.disk_seconds)} disk, {_time(one.memory_seconds)} memory, "
-        f"{_time(one.call_seconds)} interpreter; reads and computing overlap."
+        f"{_time(one.call_seconds)} interpreter; reads and computing overlap.\n"
+        f"  With every expert resident it would be {_rate(plan.steps[-1].forecast.tokens_per_second)} tokens/s."
     )
 
 
