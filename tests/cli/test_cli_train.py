@@ -31,6 +31,23 @@ def test_a_model_is_trained_and_runs(coterie, text, tmp_path):
     assert json.loads(ran.stdout)["new_tokens"] == 3
 
 
+def test_a_run_that_is_stopped_says_how_to_go_on(coterie, text, tmp_path, monkeypatch):
+    from coterie.cli.progress import Progress
+
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "training", pressed)
+    result = coterie("train", "pocket", "--text", text, "--out", tmp_path / "own", "--steps", "9")
+    assert result.exit_code == 130
+    assert "Stopped before the first checkpoint" in result.stderr
+    (tmp_path / "own.work" / "checkpoint-5").mkdir()
+    (tmp_path / "own.work" / "checkpoint-5" / "complete").touch()
+    again = coterie("train", "pocket", "--text", text, "--out", tmp_path / "own", "--steps", "9")
+    assert again.exit_code == 2
+    assert "--resume" in again.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

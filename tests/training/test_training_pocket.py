@@ -104,6 +104,23 @@ def test_a_stop_while_measuring_loses_no_training(texts, small, tmp_path, monkey
     assert (tmp_path / "model" / "README.md").exists()
 
 
+def test_a_stop_before_the_first_checkpoint_is_in_nobodys_way(texts, small, tmp_path):
+    with pytest.raises(Stop):
+        train_pocket(tmp_path / "model", texts, recipe=small(4), progress=stop_at(2))
+    assert (tmp_path / "model.work").exists()
+    losses = []
+    train_pocket(tmp_path / "model", texts, recipe=small(2), progress=lambda step, steps, loss: losses.append(loss))
+    assert len(losses) == 2
+
+
+def test_files_of_others_are_never_removed(texts, small, tmp_path):
+    (tmp_path / "model.work").mkdir()
+    (tmp_path / "model.work" / "thesis.txt").write_text("years of work")
+    with pytest.raises(OptionError, match=r"thesis\.txt is in the way"):
+        train_pocket(tmp_path / "model", texts, recipe=small(2))
+    assert (tmp_path / "model.work" / "thesis.txt").exists()
+
+
 def test_sources_are_told_and_kept(texts, small, tmp_path):
     sources = tmp_path / "from.json"
     sources.write_text(json.dumps({"stories": {"what": "tales", "licence": "CC0", "attribution": "by nobody"}}))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from coterie.cli.shell import one_sentence
+from coterie.cli.shell import INTERRUPTED, one_sentence, stop
 
 WHAT = ("pocket",)
 
@@ -38,10 +38,22 @@ def train(
 
     if what not in WHAT:
         raise OptionError(f"{what!r} cannot be trained. What can: {', '.join(WHAT)}.")
-    with Progress(quiet) as progress:
-        train_pocket(
-            out, text, domains=[name.strip() for name in domains.split(",")] if domains else None, sources=sources,
-            recipe=recipe_for(steps, seed), resume=resume, progress=progress.training,
-        )  # fmt: skip
+    try:
+        with Progress(quiet) as progress:
+            train_pocket(
+                out, text, domains=[name.strip() for name in domains.split(",")] if domains else None,
+                sources=sources, recipe=recipe_for(steps, seed), resume=resume, progress=progress.training,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        stop(_how_to_go_on(out), INTERRUPTED)
     if not quiet:
         print(f'{out / "README.md"} has the measurements. Try: coterie run {out} "Once"', file=sys.stderr)
+
+
+def _how_to_go_on(out: Path) -> str:
+    from coterie.training.trainer import last_checkpoint
+
+    last = last_checkpoint(out.with_name(out.name + ".work"))
+    if last is None:
+        return "Stopped before the first checkpoint; nothing is kept."
+    return f"Stopped. Type the same command with --resume to go on from step {last.name.split('-')[1]}."

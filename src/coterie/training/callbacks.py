@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -16,14 +15,8 @@ from coterie.models.compat import quiet
 from coterie.training.trainer import COMPLETE, Progress, check_finite
 
 
-@functools.cache
-def checked_trainer() -> type[Trainer]:
-    """The Trainer class that looks at every loss before the weights follow it."""
-    return _CheckedTrainer
-
-
-class _CheckedTrainer(Trainer):
-    """Final. ``progress`` is called after every step."""
+class CheckedTrainer(Trainer):
+    """Looks at every loss before the weights follow it, then calls ``progress``; resumes mixtures. Final."""
 
     progress: Progress | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ SHAPE: Mapping[str, Any] = {
     "num_key_value_heads": 1, "num_experts": 16, "num_experts_per_tok": 4, "max_position_embeddings": 1024,
     "norm_topk_prob": True, "tie_word_embeddings": True, "router_aux_loss_coef": 0.01,
 }  # fmt: skip
-STEPS, VALID_WINDOWS = 7200, 32
+STEPS, DECAY, VALID_WINDOWS = 7200, 7 / 12, 32
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Recipe:
     length: int = 256
     evenness: float = 0.8
     shape: Mapping[str, Any] = field(default_factory=lambda: SHAPE)
-    options: Options = field(default_factory=lambda: Options(STEPS))
+    options: Options = field(default_factory=lambda: Options(STEPS, decay=DECAY))
     measure_every: int = 250
 
 
@@ -120,10 +120,21 @@ def save(model: Any, tokenizer: Any, path: Path) -> None:
 def _check_places(out: Path, work: Path, resume: bool) -> None:
     if out.exists():
         raise OptionError(f"{out} exists already. Choose another --out, or move it away.")
-    if resume and last_checkpoint(work) is None:
+    stopped = last_checkpoint(work) is not None
+    if resume and not stopped:
         raise OptionError(f"{work} holds no finished checkpoint to resume from. Leave --resume out to start anew.")
-    if not resume and work.exists():
+    if stopped and not resume:
         raise OptionError(f"{work} holds a training that was stopped. Add --resume to go on, or delete it.")
+    if work.exists() and not stopped:
+        _clear(work)
+
+
+def _clear(work: Path) -> None:
+    """Remove what a run left that was stopped before its first checkpoint, and nothing else."""
+    ours = [path for path in work.iterdir() if path.name == LOG or path.name.startswith("checkpoint-")]
+    if foreign := sorted(set(work.iterdir()) - set(ours)):
+        raise OptionError(f"{foreign[0]} is in the way: {work} is for checkpoints. Move it, or choose another --out.")
+    shutil.rmtree(work)
 
 
 def _check_size(streams: Mapping[str, Mapping[str, Tensor]], length: int) -> None:
@@ -172,4 +183,4 @@ def _model(tokenizer: Any, recipe: Recipe) -> Any:
 
 def recipe_for(steps: int | None = None, seed: int = 0) -> Recipe:
     """The pocket model's recipe with another number of steps or another seed."""
-    return Recipe(options=replace(Options(STEPS), steps=STEPS if steps is None else steps, seed=seed))
+    return Recipe(options=Options(STEPS if steps is None else steps, seed=seed, decay=DECAY))

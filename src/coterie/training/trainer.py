@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from coterie.errors import MissingExtraError, OptionError, TrainingError
+from coterie.models.compat import quiet
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -82,9 +83,9 @@ def language_trainer(
         raise MissingExtraError("accelerate", extra="train")
     from transformers import PrinterCallback, default_data_collator
 
-    from coterie.training.callbacks import Complete, Log, checked_trainer
+    from coterie.training.callbacks import CheckedTrainer, Complete, Log
 
-    trainer = checked_trainer()(
+    trainer = CheckedTrainer(
         model=model, args=_arguments(options, work), train_dataset=data, data_collator=default_data_collator,
         callbacks=[Log(work / LOG), Complete(), *callbacks],
     )  # fmt: skip
@@ -101,7 +102,8 @@ def train_from(trainer: Trainer, *, resume: bool) -> None:
     """
     work = Path(str(trainer.args.output_dir))
     last = last_checkpoint(work) if resume else None
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    with quiet():
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
 
 
 def last_checkpoint(work: Path) -> Path | None:
