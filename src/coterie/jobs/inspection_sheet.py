@@ -81,7 +81,7 @@ def _storage(found: Inspection) -> str:
     kept = "stacked, one tensor per site and projection" if at.stacked else "one tensor per expert and projection"
     reads = f"an expert comes in {_reads(at.most_reads)}"
     if 0 < at.one_read < at.experts:
-        reads = f"{at.one_read} of {at.experts} experts come in one read, the others in up to {at.most_reads}"
+        reads = f"{at.one_read:,} of {at.experts:,} experts come in one read, the others in up to {at.most_reads}"
     straddling = f"; {at.straddling} experts lie in two files" if at.straddling else ""
     unused = f"; {format_bytes(at.unused)} are not used by the model" if at.unused else ""
     return f"{format_bytes(at.nbytes)} in {files}: {kept}; {reads}{straddling}{unused}"
