@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coterie.cli.run import Json, Memory, Model, Policy, Prefetch, Revision
+from coterie.cli.run import Compile, Json, Memory, Model, Policy, Prefetch, Revision
 from coterie.cli.shell import one_sentence, stop
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def verify(
     transformers: Annotated[
         bool, typer.Option("--transformers/--no-transformers", help="Also compare with transformers, to rounding.")
     ] = True,
+    compile: Compile = None,
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
@@ -40,7 +41,8 @@ def verify(
     with Progress(as_json) as progress:
         report = check(
             locate(model, revision), memory, text=text or TEXT, new_tokens=new_tokens, batch=batch,
-            policy=policy, prefetch=prefetch, against_transformers=transformers, say=progress.say,
+            policy=policy, prefetch=prefetch, against_transformers=transformers,
+            compile="auto" if compile is None else compile, say=progress.say,
         )  # fmt: skip
     typer.echo(json.dumps({"model": model, **report.as_record()}) if as_json else _described(report))
     if not report.holds:

@@ -189,7 +189,7 @@ def _function(library: Path) -> Callable[..., int]:
 
 
 def _is_right(kernel: _Kernel) -> bool:
-    """A compiler that got it wrong must not be noticed by its answers: a product of every kind, held against torch's."""
+    """Whether a product of every kind is torch's: what a compiler got wrong must not be noticed by the answers."""
     draw = torch.Generator().manual_seed(0)
     for x_dtype, dtype in ((torch.float32,) * 2, (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2):
         x = torch.randn(7, 45, generator=draw).to(x_dtype)

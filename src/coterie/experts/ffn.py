@@ -20,7 +20,7 @@ from coterie.experts.few_rows import few_rows, has_few
 from coterie.experts.grouped import grouped_rows
 from coterie.experts.shape import FFNShape
 from coterie.experts.together import rows_together
-from coterie.ops.dispatch import dispatch, group_by_expert
+from coterie.ops.dispatch import Groups, combine, dispatch, group_by_expert
 from coterie.routing import Routing
 
 __all__ = ["FFN", "Method", "draw_weights", "expert_forward"]
@@ -89,25 +89,37 @@ class FFN(Experts):
         return {name: getattr(self, name)[expert] for name in self.shape.weight_shapes()}
 
     def rows(self, x: Tensor, routing: Routing) -> Tensor:
+        rows, groups = self._computed(x, routing)
+        return rows if groups is None else rows.index_select(0, groups.place)
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        """As `Experts.forward`; the rows are added up from where the experts leave them."""
+        rows, groups = self._computed(x, routing)
+        return combine(rows, routing, groups)
+
+    def _computed(self, x: Tensor, routing: Routing) -> tuple[Tensor, Groups | None]:
+        """Every assignment's row, in the order of the groups; without groups in that of the routing."""
         if routing.num_experts != self.num_experts:
             raise OptionError(f"the routing is over {routing.num_experts} experts, this module has {self.num_experts}.")
-        sent = dispatch(x, routing)
         if self.method == "reference":
-            return self._rows_reference(sent, routing)
+            return self._rows_reference(dispatch(x, routing), routing), None
+        if routing.num_assignments == 0:
+            return torch.zeros_like(dispatch(x, routing)), None
+        if routing.num_items == 1 and self._loops(x, routing):  # its assignments ascend by expert already
+            return self._rows_sorted(dispatch(x, routing), [(expert, 1) for expert in routing.expert.tolist()]), None
         groups = group_by_expert(routing)
-        if self.method == "grouped" and not (self.compiled and self._mostly_few(sent, routing)):
-            return grouped_rows(sent, groups, self._stacked(), self.shape)
+        sent = dispatch(x, routing, groups)
+        if not self._loops(x, routing):
+            return grouped_rows(sent, groups.counts, self._stacked(), self.shape), groups
         hit = [(expert, n) for expert, n in enumerate(groups.counts.tolist()) if n]
-        if not hit:
-            return torch.zeros_like(sent)
-        if routing.num_items == 1:  # sorted already
-            return self._rows_sorted(sent, hit)
-        rows = self._rows_sorted(sent.index_select(0, groups.order), hit)
-        return rows.index_select(0, torch.argsort(groups.order))
+        return self._rows_sorted(sent, hit), groups
 
-    def _mostly_few(self, sent: Tensor, routing: Routing) -> bool:
+    def _loops(self, x: Tensor, routing: Routing) -> bool:
+        return self.method == "loop" or (self.compiled and self._mostly_few(x, routing))
+
+    def _mostly_few(self, x: Tensor, routing: Routing) -> bool:
         """Whether experts get as few rows on average as `few_rows` is for."""
-        return has_few(sent, _multiplied(self._stacked()), -(-sent.shape[0] // self.num_experts))
+        return has_few(x, _multiplied(self._stacked()), -(-routing.num_assignments // self.num_experts))
 
     def _rows_reference(self, sent: Tensor, routing: Routing) -> Tensor:
         each = [

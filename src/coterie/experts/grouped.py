@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coterie.experts.shape import FFNShape
-from coterie.ops.dispatch import Groups
 
 __all__ = ["grouped_rows", "has_grouped_mm"]
 
@@ -17,30 +16,26 @@ _ALIGNMENT = 16  # bytes: what torch asks of every stride and address
 _CUDA_CAPABILITY = (8, 0)
 
 
-def grouped_rows(sent: Tensor, groups: Groups, weights: Mapping[str, Tensor], shape: FFNShape) -> Tensor:
-    """[S, D] -> [S, D]: each assignment's row through its expert.
+def grouped_rows(rows: Tensor, counts: Tensor, weights: Mapping[str, Tensor], shape: FFNShape) -> Tensor:
+    """[S, D] -> [S, D]: rows sorted by expert, each through its own.
 
     Args:
-        sent: rows in the order of the assignments.
-        groups: which assignment belongs to which expert.
-        weights: stacked [E, ...], named as in `FFNShape.weight_shapes`; cast to the dtype of ``sent``.
+        rows: those of expert 0, then those of expert 1...
+        counts: [E] int64, how many rows each expert has.
+        weights: stacked [E, ...], named as in `FFNShape.weight_shapes`; cast to the dtype of ``rows``.
         shape: of each expert.
     """
-    if sent.shape[0] == 0:
-        return torch.zeros_like(sent)
-    expert = torch.repeat_interleave(groups.counts)  # of the sorted rows
-    rows = sent.index_select(0, groups.order)
+    expert = torch.repeat_interleave(counts) if shape.bias or shape.post_norm else counts  # of each row
 
     def linear(x: Tensor, name: str) -> Tensor:
         matrix = weights[name].to(x.dtype)
-        y = _matmul(x, matrix if shape.transposed else matrix.transpose(1, 2), groups.counts)
+        y = _matmul(x, matrix if shape.transposed else matrix.transpose(1, 2), counts)
         bias = weights.get(f"{name}_bias")
         return y if bias is None else y + bias.to(x.dtype).index_select(0, expert)
 
     ups = [linear(rows, name) for name in shape.up_names]
     down = linear(shape.hidden(ups[-1], ups[0] if len(ups) == 2 else None), "down_proj")
-    scale = weights["post_norm"].index_select(0, expert) if shape.post_norm else None
-    return shape.finish(down, scale).index_select(0, torch.argsort(groups.order))
+    return shape.finish(down, weights["post_norm"].index_select(0, expert) if shape.post_norm else None)
 
 
 def has_grouped_mm(x: Tensor, matrices: Tensor) -> bool:

@@ -10,12 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from coterie.errors import OptionError, PromptError
+from coterie.experts import Compile, wants_kernel
 from coterie.jobs.budget import Budget, split_budget
 from coterie.jobs.locate import locate
 from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
 from coterie.models.find import find_sites
 from coterie.models.footprint import footprint
 from coterie.models.language import load_host
+from coterie.models.linears import use_kernel
 from coterie.store import (
     POLICIES,
     PREDICTORS,
@@ -42,6 +44,7 @@ class Residence:
 
     Attributes:
         context, batch, prefill: tokens and sequences the budget made room for, and most tokens at once of each.
+        compiled: single tokens are computed with the kernel the machine made.
     """
 
     checkpoint: Checkpoint
@@ -50,6 +53,7 @@ class Residence:
     context: int
     batch: int
     prefill: int
+    compiled: bool = False
 
     def stats(self) -> StoreStats:
         """Hits, misses, bytes and seconds since loading or the last ``store.reset_stats()``."""
@@ -92,6 +96,7 @@ def load(
     slots: int | None = None,
     revision: str | None = None,
     tier: Tier | None = None,
+    compile: Compile = "auto",
 ) -> Any:
     """A transformers model that generates within ``memory``. Exact: the bits do not depend on the budget.
 
@@ -110,6 +115,9 @@ def load(
         readers: threads that read from disk.
         slots: fewer expert slots than the budget allows (for experiments).
         tier: where bytes come from, for tests; the disk by default.
+        compile: compute single tokens with a kernel that the machine's C compiler makes (a second or two, once per
+            process), about twice as fast as torch's products; other bits than without. "auto" does where a token
+            reads so much that it pays and there is a compiler: the same for every budget.
 
     Returns the model in eval mode, without gradients, with a `Residence` as ``model.coterie``. Blocks while
     it reads the dense weights; experts are read when first used.
@@ -131,10 +139,12 @@ def load(
     try:
         host = _host(checkpoint, store, blobs)
         _read_ahead(host, store, predictor)
+        compiled = wants_kernel(compile, checkpoint.bytes_per_token)
+        use_kernel(host, compiled)
     except BaseException:
         store.close()
         raise
-    host.coterie = Residence(checkpoint, budget, store, context, batch, prefill)
+    host.coterie = Residence(checkpoint, budget, store, context, batch, prefill, compiled)
     if host.can_generate() and checkpoint.reads_in_pieces:
         host.generation_config.prefill_chunk_size = prefill
     host.register_forward_pre_hook(_guard, with_kwargs=True)

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from coterie.errors import CheckpointError
+from coterie.experts import Compile
 from coterie.jobs.budget import Budget
 from coterie.jobs.load import load
 from coterie.jobs.locate import locate
 from coterie.models.checkpoint import Checkpoint, open_checkpoint
-from coterie.models.compat import quiet
+from coterie.models.compat import auto_class, quiet
 from coterie.models.language import load_host
+from coterie.models.linears import use_kernel
 from coterie.models.prompts import Prompts
 from coterie.models.resident import resident_experts
 from coterie.store.machine import available_memory
@@ -90,6 +92,7 @@ def verify(
     slots: int | None = None,
     against_transformers: bool = True,
     revision: str | None = None,
+    compile: Compile = "auto",
     say: Say = lambda text: None,
 ) -> Report:
     """Compare all logits of a prompt and ``new_tokens`` decode steps under ``memory`` with those of the same
@@ -106,13 +109,14 @@ def verify(
     context = ids.shape[1] + new_tokens
     say("Running under the budget")
     room: dict[str, Any] = {"context": context, "batch": batch, "prefill": ids.shape[1], "all_logits": True}
+    room["compile"] = compile
     host = load(checkpoint, memory, policy=policy, prefetch=prefetch, slots=slots, **room)
     found, ids = _run(host, ids, new_tokens)
-    budget, misses = host.coterie.budget, host.coterie.stats().misses
+    budget, misses, compiled = host.coterie.budget, host.coterie.stats().misses, host.coterie.compiled
     host.coterie.close()
     del host
     say("Running the reference")
-    expected, reference = _reference(checkpoint, ids, new_tokens, room)
+    expected, reference = _reference(checkpoint, ids, new_tokens, room, compiled)
     report = Report(
         budget, reference, found.numel(), _first_difference(found, expected), None, "not asked for", misses
     )  # fmt: skip
@@ -124,7 +128,7 @@ def verify(
     say("Running transformers")
     try:
         theirs = _transformers(checkpoint, ids, new_tokens)
-    except (ImportError, RuntimeError, ValueError) as error:  # quantised: it wants packages, or cannot read all there is
+    except (ImportError, RuntimeError, ValueError) as error:  # quantised: it wants a package
         reason = " ".join(str(error).split())
         return replace(report, transformers_skipped=f"transformers could not load the checkpoint: {reason}")
     return replace(report, transformers=_rounding(found, theirs))
@@ -150,14 +154,18 @@ def _run(host: Any, ids: Tensor, steps: int, *, forced: bool = False) -> tuple[T
     logits, fed = [out.logits], [prompt]
     for step in range(steps):
         fed.append(out.logits[:, -1:].argmax(-1) if answer is None else answer[:, step, None])
-        out = host(input_ids=fed[-1], past_key_values=out.past_key_values, use_cache=True)
+        out = host(input_ids=fed[-1], past_key_values=getattr(out, "past_key_values", None), use_cache=True)
         logits.append(out.logits)
     return torch.cat(logits, 1), torch.cat(fed, 1)
 
 
-def _reference(checkpoint: Checkpoint, ids: Tensor, new_tokens: int, room: dict[str, Any]) -> tuple[Tensor, str]:
+def _reference(
+    checkpoint: Checkpoint, ids: Tensor, new_tokens: int, room: dict[str, Any], compiled: bool
+) -> tuple[Tensor, str]:
     if _fits(checkpoint):
-        return _run(load_host(checkpoint, resident_experts), ids, new_tokens, forced=True)[0], "everything resident"
+        host = load_host(checkpoint, resident_experts)
+        use_kernel(host, compiled)
+        return _run(host, ids, new_tokens, forced=True)[0], "everything resident"
     host = load(checkpoint, policy="lru", slots=1, **room)
     logits, _ = _run(host, ids, new_tokens, forced=True)
     host.coterie.close()
@@ -166,7 +174,7 @@ def _reference(checkpoint: Checkpoint, ids: Tensor, new_tokens: int, room: dict[
 
 def _fits(checkpoint: Checkpoint) -> bool:
     """With a fifth to spare: transformers holds some experts twice while it stacks them."""
-    return 1.2 * (checkpoint.dense_bytes + checkpoint.expert_bytes) < available_memory()
+    return 1.2 * (checkpoint.dense_bytes + checkpoint.float_bytes) < available_memory()
 
 
 def _first_difference(found: Tensor, expected: Tensor) -> Difference | None:
@@ -178,10 +186,11 @@ def _first_difference(found: Tensor, expected: Tensor) -> Difference | None:
 
 
 def _transformers(checkpoint: Checkpoint, ids: Tensor, new_tokens: int) -> Tensor:
-    from transformers import AutoModelForCausalLM
-
+    # a quantised checkpoint's own config says how to read it, which ours no longer does
+    given = {} if checkpoint.quantization else {"config": checkpoint.config}
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=checkpoint.compute_dtype).eval()
+        model = auto_class(checkpoint.config).from_pretrained(checkpoint.path, dtype=checkpoint.compute_dtype, **given)
+    model.eval()
     return _run(model, ids, new_tokens, forced=True)[0]
 
 

@@ -83,6 +83,16 @@ class Checkpoint:
         """Of the largest expert, on disk."""
         return max(site.nbytes(expert) for site in self.sites for expert in range(site.num_experts))
 
+    @cached_property
+    def float_bytes(self) -> int:
+        """Of all experts as they are computed with: more than on disk where they are quantised."""
+        return sum(site.shape.nbytes(site.dtype, site.num_experts) for site in self.sites)
+
+    @cached_property
+    def bytes_per_token(self) -> int:
+        """What one token reads in memory: dense weights and its experts, as they are computed with."""
+        return self.dense_bytes + sum(site.shape.nbytes(site.dtype, site.top_k) for site in self.sites)
+
     @property
     def num_experts(self) -> int:
         """Of all sites together."""

@@ -54,6 +54,6 @@ class ExpertSite:
         return sum(part.nbytes for part in self.parts(expert).values())
 
     def ranges(self) -> Iterator[TensorRange]:
-        """Every tensor of the site on disk, once."""
+        """Every tensor of the site on disk, once: experts may have one in common."""
         for at in self.stored.values():
-            yield from (at,) if isinstance(at, TensorRange) else at
+            yield from (at,) if isinstance(at, TensorRange) else dict.fromkeys(at)

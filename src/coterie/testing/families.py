@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from coterie.models.compat import quiet
-from coterie.models.compat.skeleton import auto_class
+from coterie.models.compat import auto_class, quiet
 from coterie.models.find import find_sites
 
 VOCABULARY = 320

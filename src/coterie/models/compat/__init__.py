@@ -21,6 +21,7 @@ from coterie.models.compat.interface import (
 from coterie.models.compat.loading import load_dense, quiet
 from coterie.models.compat.names import DiskNames, Place
 from coterie.models.compat.skeleton import (
+    auto_class,
     beside_text,
     class_without,
     read_config,
@@ -34,6 +35,7 @@ __all__ = [
     "DiskNames",
     "Place",
     "accept_sentinels",
+    "auto_class",
     "beside_text",
     "class_without",
     "ffn_shape",
