@@ -8,11 +8,15 @@ import torch
 from coterie.jobs.load import load
 from coterie.models.checkpoint import open_checkpoint
 from coterie.models.language import load_host
+from coterie.models.linears import use_kernel
 from coterie.models.resident import resident_experts
 from coterie.testing.checkpoints import FAMILIES, save_tiny
+from coterie.testing.families import save_tiny_family, tiny_family
 
 EXPERTS = 16
 STEPS = 3
+# a layout of each kind: stacked and fused, transposed, interleaved with biases, without a gate
+LAYOUTS = ("granitemoe", "aria", "gpt_oss", "nemotron_h")
 
 
 def batch_of(size, length=7):
@@ -32,20 +36,38 @@ def logits_of(model, ids, steps=STEPS):
 
 @pytest.mark.parametrize("k", [1, 2, 4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *LAYOUTS])
 def test_any_budget_gives_the_bits_of_everything_resident(family, dtype, k, tmp_path):
-    path = save_tiny(tmp_path / "model", family, dtype=dtype, experts=EXPERTS, k=k, shards=3, tokenizer=False)
+    if family in FAMILIES:
+        path = save_tiny(tmp_path / "model", family, dtype=dtype, experts=EXPERTS, k=k, shards=3, tokenizer=False)
+    else:
+        path = save_tiny_family(tmp_path / "model", tiny_family(family, dtype=dtype, experts=EXPERTS, k=k), shards=3)
     checkpoint = open_checkpoint(path)
     resident = load_host(checkpoint, resident_experts)
     expected = {size: logits_of(resident, batch_of(size)) for size in (1, 3, 8)}
     everything = sum(site.num_experts for site in checkpoint.sites)
     for slots in (1, 2, k + 1, everything // 2, everything):
-        host = load(checkpoint, context=16, batch=8, slots=slots)
+        host = load(checkpoint, context=16, batch=8, all_logits=True, slots=slots)
         for size, logits in expected.items():
             assert torch.equal(logits_of(host, batch_of(size)), logits), (slots, size)
         host.coterie.store.check()
         assert host.coterie.store.resident <= slots
         host.coterie.close()
+
+
+@pytest.mark.parametrize("family", ["olmoe", "gpt_oss", "nemotron_h"])
+def test_compiled_or_not_the_budget_changes_no_bit(family, tmp_path):
+    """The kernel for few rows has bits of its own, and they are the same wherever an expert's weights are."""
+    model = tiny_family(family, dtype=torch.bfloat16, experts=EXPERTS, k=4)
+    checkpoint = open_checkpoint(save_tiny_family(tmp_path / "model", model, shards=3))
+    for compiled in (False, True):
+        resident = load_host(checkpoint, resident_experts)
+        use_kernel(resident, compiled)
+        expected = logits_of(resident, batch_of(2), steps=5)
+        for slots in (1, 9):
+            host = load(checkpoint, context=16, batch=2, all_logits=True, slots=slots, compile=compiled)
+            assert torch.equal(logits_of(host, batch_of(2), steps=5), expected), (compiled, slots)
+            host.coterie.close()
 
 
 @pytest.mark.parametrize("policy", ["lru", "lfu", "stale-first"])
