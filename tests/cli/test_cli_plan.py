@@ -20,7 +20,7 @@ def speeds(monkeypatch):
     """No probe: any machine is this one."""
     made_up = Speed(1e9, "made up")
     plan, checkup = import_module("coterie.jobs.plan"), import_module("coterie.jobs.checkup_checkpoint")
-    monkeypatch.setattr(plan, "measure_speeds", lambda blobs, dtype: Speeds(made_up, made_up, 1e-6))
+    monkeypatch.setattr(plan, "measure_speeds", lambda blobs, dtype, compiled: Speeds(made_up, made_up, 1e-6))
     monkeypatch.setattr(checkup, "disk_speed", lambda blobs: made_up)
 
 

@@ -268,7 +268,7 @@ def machine():
 
 def test_this_machine_can_be_looked_at():
     found = machine()
-    assert set(found) == set(checkup_machine.machine_checks())
+    assert set(found) == {*checkup_machine.machine_checks(), "torch.compile"}
     assert found["libraries"].state is OK
     assert found["python"].state is OK
     assert not any("could not be checked" in finding.text for finding in found.values())
@@ -318,12 +318,20 @@ def test_a_processor_without_vectors(monkeypatch):
     assert machine()["processor"].state is WARNING
 
 
-@pytest.mark.parametrize("compiler", ["/nowhere/c++", "false"])
-def test_no_compiler(compiler, monkeypatch):
-    monkeypatch.setenv("CXX", compiler)
+def test_no_kernel(monkeypatch):
+    monkeypatch.setattr(checkup_machine, "kernel_problem", lambda: "There is no C compiler.")
     found = machine()["compiler"]
     assert found.state is WARNING
-    assert "will not be compiled" in found.text
+    assert "no C compiler" in found.text
+    assert found.remedy
+
+
+@pytest.mark.parametrize(("compiler", "words"), [("/nowhere/c++", "would lack"), ("true", "would find")])
+def test_torch_compile_is_told_and_not_needed(compiler, words, monkeypatch):
+    monkeypatch.setenv("CXX", compiler)
+    found = machine()["torch.compile"]
+    assert found.state is OK
+    assert words in found.text
 
 
 def test_little_memory_and_much_swap(monkeypatch):

@@ -100,3 +100,16 @@ def test_all_three(tmp_path, monkeypatch):
 
 def test_for_people():
     assert Speed(2**30, "two reads").describe() == "1.00 GiB/s (two reads)"
+
+
+def test_the_kernel_is_timed_where_it_would_compute(monkeypatch):
+    monkeypatch.setattr("coterie.store.measure._probe_bytes", lambda: 1)
+    monkeypatch.setattr("coterie.store.measure.has_few", lambda row, weights: True)
+    rows = []
+    monkeypatch.setattr("coterie.store.measure.few_rows", lambda row, matrix: rows.append(row.shape))
+    assert memory_speed(torch.bfloat16, compiled=True, seconds=0.0, clock=Ticking()).how.startswith("compiled products")
+    assert rows
+    rows.clear()
+    monkeypatch.setattr("coterie.store.measure.has_few", lambda row, weights: False)
+    assert memory_speed(torch.float16, compiled=True, seconds=0.0, clock=Ticking()).how.startswith("products")
+    assert not rows

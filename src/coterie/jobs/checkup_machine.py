@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from coterie.experts import kernel_problem
 from coterie.jobs.findings import Finding, ok, problem, warning
 from coterie.store.machine import available_memory, machine_memory, memory_limit, page_cache, swap_memory
 from coterie.store.place import place_of
@@ -86,22 +87,25 @@ def check_extras() -> Iterable[Finding]:
 
 
 def check_compiler() -> Iterable[Finding]:
+    """Whether the kernel for single tokens can be made, and what torch.compile would find."""
+    if reason := kernel_problem():
+        yield warning("compiler", f"{reason} Single tokens take up to twice as long.", "apt install gcc libc6-dev")
+    else:
+        yield ok("compiler", "the kernel for single tokens compiles, and computes what torch does")
+    yield from _check_cpp()
+
+
+def _check_cpp() -> Iterable[Finding]:
     """What torch.compile takes on Linux: CXX, else g++; and Python's headers."""
-    name = os.environ.get("CXX") or "g++"
-    slow = "one-token decode will not be compiled"
-    path = shutil.which(name)
-    if path is None:
-        yield warning("compiler", f"no C++ compiler {name!r}: {slow}", "apt install g++, or set CXX to one")
-        return
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        yield warning("compiler", f"{path} does not run: {slow}", "install it again, or set CXX to another")
-        return
+    name, check = os.environ.get("CXX") or "g++", "torch.compile"
+    path, unused = shutil.which(name), "Coterie itself does without"
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    if not header.is_file():
-        yield warning("compiler", f"{path}, but Python's headers are missing: {slow}", "apt install python3-dev")
-        return
-    yield ok("compiler", f"{path}: {(done.stdout.splitlines() or ['no version given'])[0]}")
+    if path is None:
+        yield ok(check, f"would lack a C++ compiler ({name}); {unused}")
+    elif not header.is_file():
+        yield ok(check, f"would lack Python's headers beside {path}; {unused}")
+    else:
+        yield ok(check, f"would find {path}: {_first_line([path, '--version'])}")
 
 
 def check_processor() -> Iterable[Finding]:
@@ -199,6 +203,11 @@ def check_hub() -> Iterable[Finding]:
         yield warning("hub", f"{text}; not writable", "set HF_HOME to a directory of yours")
     else:
         yield ok("hub", text)
+
+
+def _first_line(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL)
+    return (done.stdout.splitlines() or ["it says nothing"])[0]
 
 
 def _version(name: str) -> str | None:

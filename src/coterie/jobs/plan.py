@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.errors import BudgetError, OptionError
+from coterie.experts import wants_kernel
 from coterie.jobs.budget import Budget, default_memory, planned_budget, split_budget
 from coterie.jobs.forecast import Forecast, Forecaster, smallest_share
 from coterie.jobs.load import PREFILL, blobs_of, context_of
@@ -114,6 +115,7 @@ class Plan:
         }  # fmt: skip
         return {
             "model": asdict(self.model), "budget": self.budget.as_record(), "problem": self.problem,
+            "exit_code": self.exit_code,
             "context": self.context, "batch": self.batch, "routes": routes, "speeds": self.speeds.as_record(),
             "forecasts": [forecast.as_record() for forecast in self.forecasts],
             "steps": [{"memory": step.memory, **step.forecast.as_record()} for step in self.steps],
@@ -175,7 +177,9 @@ def plan(
         problem, exit_code = str(error), error.exit_code
     routes = _routes(checkpoint, trace, min(prompt, context), batch, piece_of(checkpoint, context))
     say("Measuring disk and memory")
-    speeds = speeds or measure_speeds(list(blobs.values()), checkpoint.compute_dtype)
+    speeds = speeds or measure_speeds(
+        list(blobs.values()), checkpoint.compute_dtype, compiled=wants_kernel("auto", checkpoint.bytes_per_token)
+    )
     say("Simulating")
     forecaster = Forecaster(checkpoint, blobs, routes, speeds, budget.cache)
     return Plan(

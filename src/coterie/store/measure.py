@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from coterie.experts import few_rows, has_few
 from coterie.store.blob import Blob
 from coterie.store.clock import Clock, WallClock
 from coterie.store.disk import DiskTier
+from coterie.store.machine import available_memory
 from coterie.store.tiers import Tier
 from coterie.units import format_bytes
 
@@ -68,17 +70,18 @@ class Speeds:
         return asdict(self)
 
 
-def measure_speeds(blobs: Sequence[Blob], dtype: torch.dtype) -> Speeds:
+def measure_speeds(blobs: Sequence[Blob], dtype: torch.dtype, *, compiled: bool = False) -> Speeds:
     """All three, in about a second and a half. Blocks.
 
     Args:
         blobs: what the disk is to be asked for.
         dtype: of the products.
+        compiled: one row is multiplied by the kernel of `coterie.experts.few_rows`, as the model will do it.
 
     Raises:
         StoreError: a file cannot be read.
     """
-    return Speeds(disk_speed(blobs), memory_speed(dtype), call_seconds(dtype))
+    return Speeds(disk_speed(blobs), memory_speed(dtype, compiled=compiled), call_seconds(dtype))
 
 
 def disk_speed(
@@ -119,20 +122,25 @@ def disk_speed(
     return Speed(total / took if took else float("inf"), how)
 
 
-def memory_speed(dtype: torch.dtype, *, seconds: float = 0.3, clock: Clock | None = None) -> Speed:
+def memory_speed(
+    dtype: torch.dtype, *, compiled: bool = False, seconds: float = 0.3, clock: Clock | None = None
+) -> Speed:  # fmt: skip
     """Multiply one row with matrices, larger together than the caches, for about ``seconds``. Blocks.
 
-    This is what the weights of a decoded token go through; half of what copying memory would show is usual. The
-    best pass counts, with all of torch's threads or with one: what neighbours take is not the machine's, and
-    threads that wait for a core beside busy ones can be a hundred times slower than a single one.
+    This is what the weights of a decoded token go through; without the kernel (``compiled``) half of what copying
+    memory would show is usual. The best pass counts, with all of torch's threads or with one: what neighbours take
+    is not the machine's, and threads that wait for a core beside busy ones are a hundred times slower than one.
     """
     clock = clock or WallClock()
     each = _WIDTH * _ROWS * dtype.itemsize
     # written, not only reserved: pages nobody wrote are one page of zeros
     matrices = torch.ones(-(-_probe_bytes() // each), _ROWS, _WIDTH, dtype=dtype)
-    best = {threads: _best_pass(matrices, seconds, threads, clock) for threads in _thread_counts()}
+    compiled = compiled and has_few(matrices.new_ones(1, _WIDTH), [matrices[0]])
+    product = few_rows if compiled else functional.linear
+    best = {threads: _best_pass(matrices, product, seconds, threads, clock) for threads in _thread_counts()}
     threads = min(best, key=lambda count: best[count])
-    how = f"products of one row, {str(dtype).removeprefix('torch.')}, {threads} thread{'s' * (threads > 1)}"
+    what = f"{'compiled ' * compiled}products of one row, {str(dtype).removeprefix('torch.')}"
+    how = f"{what}, {threads} thread{'s' * (threads > 1)}"
     return Speed(matrices.nbytes / best[threads] if best[threads] else float("inf"), how)
 
 
@@ -149,16 +157,18 @@ def call_seconds(dtype: torch.dtype) -> float:
     return min(rounds)
 
 
-def _best_pass(matrices: Tensor, seconds: float, threads: int, clock: Clock) -> float:
+def _best_pass(
+    matrices: Tensor, product: Callable[[Tensor, Tensor], Tensor], seconds: float, threads: int, clock: Clock
+) -> float:  # fmt: skip
     """Seconds of the quickest multiplication of a row with all ``matrices``."""
     row, best = matrices.new_ones(1, matrices.shape[-1]), float("inf")
     with _threads(threads):
-        functional.linear(row, matrices[0])
+        product(row, matrices[0])
         begin = clock.now()
         for _ in range(_MOST_PASSES):
             before = clock.now()
             for matrix in matrices:
-                functional.linear(row, matrix)
+                product(row, matrix)
             best = min(best, clock.now() - before)
             if clock.now() - begin >= seconds:
                 break
@@ -181,13 +191,13 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _probe_bytes() -> int:
-    """Twice the last cache, and a size that is quick to fill."""
+    """Eight times the last cache: at twice, a third of what is read still comes from it."""
     try:
         text = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text().strip()
         cache = int(text.removesuffix("K")) * 1024
     except (OSError, ValueError):
         cache = 0
-    return min(max(2 * cache, 64 * 1024**2), 256 * 1024**2)
+    return min(max(8 * cache, 64 * 1024**2), 256 * 1024**2, available_memory() // 8)
 
 
 def _is_direct(blob: Blob, disk: DiskTier) -> bool:
