@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from coterie.errors import OptionError, UnsupportedError
 from coterie.jobs.load import load
-from coterie.models import load_host, open_checkpoint, resident_experts, trace
+from coterie.models import attach, experts_from, load_host, open_checkpoint, resident_experts, trace
 from coterie.models.families import EXCLUDED, WHOLE_PROMPT
 from coterie.testing.families import ROWS, save_tiny_family, shared_layout_families, tiny_family
 
@@ -120,6 +120,27 @@ def test_a_speaking_model_is_served_by_the_part_that_thinks(saved, prompt, tmp_p
     host = load(whole, context=32, batch=2, all_logits=True, slots=3)
     assert error(logits_of(host, prompt), logits_of(original, prompt)) < 1e-4
     host.coterie.close()
+
+
+@pytest.mark.parametrize("family", [family for family in SERVED if family not in ("muse_spark",)])
+def test_our_experts_take_the_place_of_a_live_models(family, saved, prompt):
+    _, original = saved(family)
+    expected = logits_of(original, prompt)
+    with attach(original, experts=lambda site, old: experts_from(old)):
+        assert error(logits_of(original, prompt), expected) < 1e-4
+    assert torch.equal(logits_of(original, prompt), expected)
+
+
+def test_experts_that_share_a_norm_do_not_attach(saved):
+    _, original = saved("muse_spark")
+    with pytest.raises(UnsupportedError, match="share one norm"):
+        attach(original, experts=lambda site, old: experts_from(old))
+
+
+def test_a_router_that_wants_more_than_rows_is_not_replaced(saved):
+    _, original = saved("minimax_m2")
+    with pytest.raises(UnsupportedError, match="decides by more than its input"):
+        attach(original, router=lambda site, old: None)
 
 
 def test_pictures_and_sounds_are_left_on_disk(saved):

@@ -140,6 +140,12 @@ def _attach_experts(model: Any, sites: tuple[MoESite, ...], factory: ExpertsFact
 
 
 def _attach_routers(model: Any, sites: tuple[MoESite, ...], factory: RouterFactory) -> Callable[[], None]:
+    for site in sites:
+        if not site.gate_takes_rows:
+            raise UnsupportedError(
+                f"The router {site.gate_name} decides by more than its input; one that is given the input alone cannot "
+                "take its place. Attach experts only."
+            )
     body, session = model.base_model, Session()
     made = [_bridged(site, factory(site, site.gate), session) for site in sites]
     if any(gate.inner.carries for gate in made) and getattr(model, "is_activation_checkpointing", False):

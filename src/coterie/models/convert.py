@@ -22,6 +22,11 @@ def experts_from(original: Any, method: Method = "grouped") -> FFN:
     """
     if not is_experts(original):
         raise UnsupportedError(f"{type(original).__name__} is not behind transformers' experts interface.")
+    if original.has_post_expert_norm:
+        raise UnsupportedError(
+            f"The experts of {type(original).__name__} share one norm, which ours have one each of: they cannot share "
+            "parameters. coterie.load serves such a model."
+        )
     with torch.device("meta"):
         experts = FFN(original.num_experts, ffn_shape(original), method)
     for name in experts.shape.weight_shapes():

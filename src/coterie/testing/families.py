@@ -91,6 +91,10 @@ ROWS: Mapping[str, Row] = {
             "enable_moe_block": True, "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8,
         },
         "audio_config": None,
+        "vision_config": {
+            "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "head_dim": 8, "global_head_dim": 8, "patch_size": 4, "position_embedding_size": 16,
+        },
     }),
     "glm4_moe": Row(), "glm4_moe_lite": Row(options=_FULL),
     "glm4v_moe": Row(options={"text_config": {
