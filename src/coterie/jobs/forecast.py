@@ -16,7 +16,7 @@ from coterie.store.traces import layer_of
 
 # small operations (`Speeds.call`) that the interpreter's share of a step is worth, found with tiny models of 2 to 8
 # layers and 1 to 8 experts per token: of a decoder layer, of one expert of it, of a step's head and sampling
-_LAYER_CALLS, _EXPERT_CALLS, _STEP_CALLS = 240, 45, 200
+_LAYER_CALLS, _EXPERT_CALLS, _STEP_CALLS = 340, 40, 400
 
 
 @dataclass(frozen=True)
