@@ -51,8 +51,9 @@ types: $(DEV)
 docs-check: $(DEV)
 	$(BIN)/mkdocs build --strict --quiet
 
-docs: $(DEV) ## write docs/cli.md from --help and build the site in site/
+docs: $(DEV) ## write docs/cli.md and docs/families.md, and build the site in site/
 	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/generate_families.py
 	$(BIN)/mkdocs build --strict
 
 bench: $(DEV) ## a small run of the benchmarks (see docs/benchmarks.md)

@@ -67,8 +67,9 @@ def test_help_answers_without_torch(arguments):
     assert not imported & {"torch", "transformers", "numpy", "safetensors", "tokenizers", "huggingface_hub"}
 
 
-def test_the_command_line_page_is_up_to_date():
-    spec = importlib.util.spec_from_file_location("generate_cli", ROOT / "docs" / "generate_cli.py")
+@pytest.mark.parametrize("name", ["generate_cli", "generate_families"])
+def test_a_page_that_is_written_by_a_program_is_up_to_date(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     generator = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generator)
     assert generator.PAGE.read_text(encoding="utf-8") == generator.page(), "type: make docs"

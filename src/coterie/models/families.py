@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from coterie.errors import UnsupportedError
+from coterie.errors import CheckpointError, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ FAMILIES: Mapping[str, Family] = {
 # families of transformers with experts that are not served, and why
 EXCLUDED: Mapping[str, str] = {
     "diffusion_gemma": "it writes by diffusion, whole blocks of text at once, not token after token.",
+    "jetmoe": "half of its experts are the projections of its attention, and its blocks hold none as a module apart.",
 }
 
 # families whose prompt cannot be read in pieces, and why
@@ -56,6 +57,9 @@ WHOLE_PROMPT: Mapping[str, str] = {
     "jamba": "its state-space layers go on from their state for a single token only",
     "minimax": "it makes a cache of its own, which transformers' generate cannot fill piece by piece",
 }
+
+# dtypes of models in memory, as configs call them
+_DTYPES = ("bfloat16", "float16", "float32", "float64", "auto")
 
 # what mixtures of experts call their number of experts; a config without any of these is dense
 _EXPERT_COUNTS = (
@@ -67,14 +71,23 @@ def check_family(config: Mapping[str, Any], where: str) -> None:
     """Refuse by a parsed config.json alone what cannot be served.
 
     Raises:
+        CheckpointError: it does not say what model this is, or names a dtype that weights cannot have.
         UnsupportedError: a family that transformers does not know, or one of `EXCLUDED`.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     kind = config.get("model_type")
+    if kind is None:
+        raise CheckpointError(f"{where} does not say what model it is: config.json has no model_type. Copy it again.")
+    asked = config.get("dtype", config.get("torch_dtype"))
+    if asked is not None and asked not in _DTYPES:
+        raise CheckpointError(
+            f"{where} has an unknown dtype in config.json: {asked!r}. Weights are {', '.join(_DTYPES)}: mend that line, "
+            "or copy config.json again."
+        )
     if kind in EXCLUDED:
         raise UnsupportedError(f"{where} is of the family {kind!r}, which is not served: {EXCLUDED[str(kind)]}")
-    if kind is not None and kind not in CONFIG_MAPPING_NAMES:
+    if kind not in CONFIG_MAPPING_NAMES:
         from transformers import __version__
 
         raise UnsupportedError(
