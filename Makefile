@@ -12,9 +12,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 CORE    := $(VENV)/.coterie-core
 DEV     := $(VENV)/.coterie-dev
 
-PROMPT  := The import statement
+PROMPT  := The captain looked at the sea
 # about half of the pocket model's experts fit beside its other weights
-MEMORY  := 8MiB
+MEMORY  := 12MiB
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -24,13 +24,15 @@ help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
 	printf '  make %-11s %s\n' "$$name" "$$text"; done
 
-demo: $(CORE) ## make a small model and run it with half its experts on disk
+demo: $(CORE) ## run the model in the package with half its experts on disk
 	@echo '$$ coterie run pocket "$(PROMPT)" --memory $(MEMORY) --max-new-tokens 60'
 	@$(BIN)/coterie run pocket "$(PROMPT)" --memory $(MEMORY) --max-new-tokens 60 --temperature 0
 	@echo
 	@echo 'Next:'
 	@echo '  . $(VENV)/bin/activate'
 	@echo '  coterie verify pocket --memory $(MEMORY)        # the proof: the same bits as with everything in memory'
+	@echo '  coterie plan pocket --memory $(MEMORY)          # what more memory would buy'
+	@echo '  coterie inspect pocket                     # what is inside'
 	@echo '  coterie run pocket                         # talk to it'
 	@echo '  coterie run MODEL "..." --memory 6GiB      # a checkpoint of your own: see docs/run.md'
 
