@@ -57,7 +57,10 @@ def test_versions_agree():
     assert project["version"] == coterie.__version__ == released[0]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["verify", "--help"]])
+VERBS = ("run", "verify", "plan", "inspect", "doctor", "trace", "train")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)])
 def test_help_answers_without_torch(arguments):
     command = [sys.executable, "-X", "importtime", "-m", "coterie.cli", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -9,10 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["RouteContext", "RoutePlan", "Routing", "__version__", "load", "verify"]
+__all__ = ["RouteContext", "RoutePlan", "Routing", "__version__", "doctor", "inspect", "load", "plan", "verify"]
 
 if TYPE_CHECKING:
+    from coterie.jobs.doctor import doctor
+    from coterie.jobs.inspect import inspect
     from coterie.jobs.load import load
+    from coterie.jobs.plan import plan
     from coterie.jobs.verify import verify
     from coterie.routing import RouteContext, RoutePlan, Routing
 
@@ -20,7 +23,10 @@ _HOME = {
     "RouteContext": "coterie.routing",
     "RoutePlan": "coterie.routing",
     "Routing": "coterie.routing",
+    "doctor": "coterie.jobs.doctor",
+    "inspect": "coterie.jobs.inspect",
     "load": "coterie.jobs.load",
+    "plan": "coterie.jobs.plan",
     "verify": "coterie.jobs.verify",
 }
 
