@@ -19,7 +19,7 @@ from layers.limits import measure
 from layers.shapes import SHAPES, LayerShape
 from layers.timing import Flush, interleaved
 
-SLOW = 2.0  # seconds of a first run, above which it is the only one
+SLOW = 6.0  # seconds of a first run, above which it is the only one
 _SAMPLES = 8  # different tokens in one timed run of a single token: one alone is as short as the noise
 
 Say = Callable[[str], None]
@@ -56,17 +56,23 @@ def run(choice: Choice, say: Say) -> Iterator[Record]:
 
 
 def _case(contest: Contest, tokens: int, backward: bool, flush: Flush, seed: int) -> Record:
-    samples = _SAMPLES if tokens == 1 else 1
-    xs = list(contest.tokens(tokens * samples, seed).split(tokens))
+    x = contest.tokens(tokens, seed)
     found, first = {}, {}
     for arm in ARMS:
         began = time.perf_counter()
-        found[arm] = results(contest, arm, xs[0], backward)
+        found[arm] = results(contest, arm, x, backward)
         first[arm] = time.perf_counter() - began
     wrong = {a: e for a, e in errors(contest, found, PEERS[0]).items() if not e <= TOLERANCE[contest.dtype]}
     del found
-    timed = {arm: partial(_pass, contest, arm, xs, backward) for arm in ARMS if arm not in wrong and first[arm] < SLOW}
-    calls = len(xs) * contest.shape.copies
+    samples = _SAMPLES if tokens == 1 else 1
+    calls = samples * contest.shape.copies
+
+    def run_of(arm: str, number: int) -> Callable[[], None]:
+        """Tokens of its own in every round, as training has: libraries make kernels for numbers of rows they meet."""
+        own = contest.tokens(tokens * samples, seed + 1 + number * len(ARMS) + ARMS.index(arm))
+        return partial(_pass, contest, arm, list(own.split(tokens)), backward)
+
+    timed = {arm: partial(run_of, arm) for arm in ARMS if arm not in wrong and first[arm] < SLOW}
 
     def prepare() -> None:
         contest.forget_gradients()
@@ -97,23 +103,27 @@ def _half(shape: LayerShape, dtype: torch.dtype, tokens: int, flush: Flush, seed
     torch.manual_seed(seed)
     ffn = FFN(shape.experts, FFNShape(shape.width, shape.inner)).to(dtype)
     x = torch.randn(tokens, shape.width).to(dtype)
-    chosen = torch.rand(tokens, shape.experts).topk(shape.top_k).indices
-    weights = torch.rand(tokens, shape.top_k)
-    whole = Routing.from_padded(weights, chosen, shape.experts)
-    kept = torch.randperm(whole.num_assignments)[: whole.num_assignments // 2].sort().values
-    half = Routing(whole.item[kept], whole.expert[kept], whole.weight[kept], tokens, shape.experts)
+
+    def routing(share: float) -> Routing:
+        chosen = torch.rand(tokens, shape.experts).topk(shape.top_k).indices
+        whole = Routing.from_padded(torch.rand(tokens, shape.top_k), chosen, shape.experts)
+        kept = torch.randperm(whole.num_assignments)[: int(share * whole.num_assignments)].sort().values
+        return Routing(whole.item[kept], whole.expert[kept], whole.weight[kept], tokens, shape.experts)
 
     def train(routing: Routing) -> None:
         y = ffn(x.detach().requires_grad_(), routing)
         y.backward(torch.ones_like(y))
 
+    def run_of(share: float, number: int) -> Callable[[], None]:
+        return partial(train, routing(share))
+
     def prepare() -> None:
         ffn.zero_grad(set_to_none=True)
         flush()
 
-    runs = {"all": partial(train, whole), "half": partial(train, half)}
-    for go in runs.values():
-        go()
+    runs = {name: partial(run_of, share) for name, share in (("all", 1.0), ("half", 0.5))}
+    for make in runs.values():
+        make(0)()
     return {
         "kind": "half", "shape": shape.name, "dtype": str(dtype), "tokens": tokens,
         "seconds": interleaved(runs, prepare),

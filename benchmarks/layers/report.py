@@ -149,5 +149,5 @@ The bound is the larger of bytes over bandwidth and operations over peak, both m
 experts that are hit, backward reads them again and writes a gradient for each.
 Outputs (and gradients of x and every parameter) were compared with "eager" before anything was timed: relative error
 at most 1e-4 in float32 and 2e-2 in bfloat16, or the cell says "wrong" and nothing is derived from it.
-"(once)" marks an arm whose first run took longer than two seconds: that run is its time.
+"(once)" marks an arm whose first run took longer than six seconds: that run is its time.
 All raw numbers: {raw}."""

@@ -13,14 +13,22 @@ SECONDS = 8.0  # of one case, after which no new round begins; three rounds are 
 _FLUSH_BYTES = 96 * 1024**2  # more than any cache of the machines we know
 
 
-def interleaved(runs: dict[str, Callable[[], None]], prepare: Callable[[], None]) -> dict[str, list[float]]:
-    """Seconds of each run in each round. ``prepare`` comes before every run, untimed."""
+def interleaved(
+    runs: dict[str, Callable[[int], Callable[[], None]]], prepare: Callable[[], None]
+) -> dict[str, list[float]]:
+    """Seconds of each run in each round.
+
+    Args:
+        runs: name -> what makes the run of a round, untimed.
+        prepare: comes before every run, untimed.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     began = time.perf_counter()
-    for count in range(ROUNDS):
-        if count >= 3 and time.perf_counter() - began > SECONDS:
+    for number in range(ROUNDS):
+        if number >= 3 and time.perf_counter() - began > SECONDS:
             break
-        for name, run in runs.items():
+        for name, make in runs.items():
+            run = make(number)
             prepare()
             start = time.perf_counter()
             run()

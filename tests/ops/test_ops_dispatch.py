@@ -90,6 +90,28 @@ def test_combine_agrees_with_reference(experts_of, dtype, tail):
             near(mine, theirs)
 
 
+@everywhere
+@in_every_dtype
+@pytest.mark.parametrize("cached", [1, 10, 2**20])
+def test_rows_gathered_by_expert_give_the_same_bits(experts_of, dtype, cached, monkeypatch):
+    """Forward and backward, with the work cut into pieces of any size."""
+    routing = routing_of(experts_of)
+    groups = group_by_expert(routing)
+    x = torch.randn(len(experts_of), 7, dtype=dtype, requires_grad=True)
+    expected = combine(dispatch(x, routing), routing)
+    mix = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, (x, routing.weight), mix)
+    monkeypatch.setattr("coterie.ops.dispatch._CACHED", cached)
+    sent = dispatch(x, routing, groups)
+    assert torch.equal(sent, x[routing.item][groups.order])
+    assert torch.equal(sent.detach()[groups.place], x[routing.item])
+    for own in (None, groups):
+        found = combine(dispatch(x, routing, own), routing, own)
+        assert torch.equal(found, expected)
+        for mine, theirs in zip(torch.autograd.grad(found, (x, routing.weight), mix), wanted, strict=True):
+            assert torch.equal(mine, theirs)
+
+
 def test_gradients_are_the_derivative_twice():
     """Against finite differences, first and second derivative, in float64."""
     routing = routing_of([[0, 2], [], [1, 2, 5]], dtype=torch.float64)
@@ -100,9 +122,15 @@ def test_gradients_are_the_derivative_twice():
         own = Routing(routing.item, routing.expert, weight, 3, 6)
         return combine(dispatch(x, own) * rows, own)
 
+    def gathered(x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+        own = Routing(routing.item, routing.expert, weight, 3, 6)
+        groups = group_by_expert(own)
+        return combine(dispatch(x, own, groups) * rows, own, groups)
+
     inputs = (x, rows, routing.weight)
-    assert torch.autograd.gradcheck(through_both, inputs)
-    assert torch.autograd.gradgradcheck(through_both, inputs)
+    for run in (through_both, gathered):
+        assert torch.autograd.gradcheck(run, inputs)
+        assert torch.autograd.gradgradcheck(run, inputs)
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_HALVES = (torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)
 _STEP = 64
 
 
@@ -20,10 +20,10 @@ def bucketed(x: Tensor) -> Tensor:
     """``x`` [n, D] with rows of zeros up to the next bucket: a power of two, from 64 on a multiple of 64.
 
     Returns ``x`` itself where nothing is compiled per number of rows: other dtypes and devices, and where
-    autograd records, since training pays for rows and not for kernels.
+    autograd records: training has `one_by_one`, with buckets of its own.
     """
     recorded = torch.is_grad_enabled() and x.requires_grad
-    if x.dtype not in _HALVES or x.device.type != "cpu" or recorded or x.shape[0] < 3:
+    if x.dtype not in HALVES or x.device.type != "cpu" or recorded or x.shape[0] < 3:
         return x
     rows = x.shape[0]
     bucket = 1 << (rows - 1).bit_length() if rows < _STEP else -(-rows // _STEP) * _STEP

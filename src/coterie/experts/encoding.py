@@ -18,7 +18,7 @@ from coterie.errors import CheckpointError, OptionError
 from coterie.experts.formats import method_of
 from coterie.ops.quantize import block_size, dequantize_fp8_blocks, dequantize_mxfp4
 
-__all__ = ["BlockScaled", "Encoding", "Mxfp4", "Part", "Plain"]
+__all__ = ["BlockScaled", "Encoding", "Mxfp4", "Part", "Plain", "Turned"]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _EIGHT_BIT = ("F8_E4M3", "F8_E5M2")
@@ -110,6 +110,23 @@ class Plain(Encoding):
     @property
     def quantised(self) -> bool:
         return False
+
+
+@dataclass(frozen=True)
+class Turned(Encoding):
+    """Floats of a matrix with rows and columns exchanged: [in, out] where others of the expert are [out, in].
+
+    They are turned where they are computed with, by a copy: products of a turned view have other bits.
+    """
+
+    dtype: str = "BF16"
+
+    def parts(self) -> dict[str, Part]:
+        return {"": Part(self.dtype, self.shape[::-1])}
+
+    def decode(self, parts: Mapping[str, Tensor], dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        turned = parts[""].t()
+        return turned.to(dtype).contiguous() if out is None else out.copy_(turned)
 
 
 @dataclass(frozen=True)

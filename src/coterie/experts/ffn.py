@@ -18,6 +18,7 @@ from coterie.experts.base import Experts
 from coterie.experts.buckets import bucketed
 from coterie.experts.few_rows import few_rows, has_few
 from coterie.experts.grouped import grouped_rows
+from coterie.experts.one_by_one import one_by_one, suits_one_by_one
 from coterie.experts.shape import FFNShape
 from coterie.experts.together import rows_together
 from coterie.ops.dispatch import Groups, combine, dispatch, group_by_expert
@@ -94,13 +95,16 @@ class FFN(Experts):
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """As `Experts.forward`; the rows are added up from where the experts leave them."""
+        one_after_other = self.method == "grouped" and suits_one_by_one(x, routing, self.shape)
+        if one_after_other and not self._loops(x, routing):
+            self._check(routing)
+            return one_by_one(x, routing, group_by_expert(routing), self._stacked(), self.shape)
         rows, groups = self._computed(x, routing)
         return combine(rows, routing, groups)
 
     def _computed(self, x: Tensor, routing: Routing) -> tuple[Tensor, Groups | None]:
         """Every assignment's row, in the order of the groups; without groups in that of the routing."""
-        if routing.num_experts != self.num_experts:
-            raise OptionError(f"the routing is over {routing.num_experts} experts, this module has {self.num_experts}.")
+        self._check(routing)
         if self.method == "reference":
             return self._rows_reference(dispatch(x, routing), routing), None
         if routing.num_assignments == 0:
@@ -113,6 +117,10 @@ class FFN(Experts):
             return grouped_rows(sent, groups.counts, self._stacked(), self.shape), groups
         hit = [(expert, n) for expert, n in enumerate(groups.counts.tolist()) if n]
         return self._rows_sorted(sent, hit), groups
+
+    def _check(self, routing: Routing) -> None:
+        if routing.num_experts != self.num_experts:
+            raise OptionError(f"the routing is over {routing.num_experts} experts, this module has {self.num_experts}.")
 
     def _loops(self, x: Tensor, routing: Routing) -> bool:
         return self.method == "loop" or (self.compiled and self._mostly_few(x, routing))
