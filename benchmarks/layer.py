@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--forward", action="store_true", help="leave the backward passes out")
     parser.add_argument("--quick", action="store_true", help="shape S with 1 and 512 tokens, nothing else")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pause", type=float, default=0, help="seconds to rest after each minute of measuring")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--render", type=Path, metavar="FILE", help="raw numbers of an earlier run; runs nothing")
     return parser
@@ -83,7 +84,9 @@ def _choice(options: argparse.Namespace) -> Choice:
         sys.exit("--tokens must be 1 or more.")
     shapes, tokens = (["S"], [1, 512]) if options.quick else (options.shapes, options.tokens)
     backward = (False,) if options.forward else (False, True)
-    return Choice(tuple(shapes), tuple(tokens), tuple(DTYPES[d] for d in options.dtypes), backward, options.seed)
+    return Choice(
+        tuple(shapes), tuple(tokens), tuple(DTYPES[d] for d in options.dtypes), backward, options.seed, options.pause
+    )
 
 
 def _fresh(results: Path, stem: str) -> Path:

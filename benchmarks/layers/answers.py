@@ -39,6 +39,6 @@ def error(found: list[Tensor], wanted: list[Tensor]) -> float:
     return worst
 
 
-def errors(contest: Contest, found: dict[str, list[Tensor]], reference: str) -> dict[str, float]:
+def errors(found: dict[str, list[Tensor]], reference: str) -> dict[str, float]:
     """Of every arm but the dense one, which computes something else."""
     return {arm: error(tensors, found[reference]) for arm, tensors in found.items() if arm != DENSE}

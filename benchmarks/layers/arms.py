@@ -18,6 +18,8 @@ DENSE = "dense"
 PEERS = ("eager", "grouped_mm")  # transformers' implementations of its experts that are of use on a processor
 ARMS = (DENSE, *PEERS, OURS)
 
+_EAGER_BYTES = 64 * 1024**3  # of gradients that "eager" makes; more takes a minute and is left out
+
 Layer = Callable[[Tensor], Tensor]
 
 
@@ -49,6 +51,12 @@ class Contest:
         best = self._modules[0].gate(x)[0].sort(descending=True).values
         clear = best[:, self.shape.top_k - 1] > best[:, self.shape.top_k]
         return x[clear][:count]
+
+    def arms(self, backward: bool) -> list[str]:
+        """Those that run. The backward pass of "eager" makes a gradient of all experts for each expert."""
+        shape = self.shape
+        gradients = shape.experts**2 * shape.expert_parameters * self.dtype.itemsize
+        return [arm for arm in ARMS if not (backward and arm == "eager" and gradients > _EAGER_BYTES)]
 
     def forget_gradients(self) -> None:
         for module in self._modules:

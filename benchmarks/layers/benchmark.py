@@ -17,7 +17,7 @@ from layers.answers import TOLERANCE, errors, results
 from layers.arms import ARMS, PEERS, Contest
 from layers.limits import measure
 from layers.shapes import SHAPES, LayerShape
-from layers.timing import Flush, interleaved
+from layers.timing import Flush, Rest, interleaved
 
 SLOW = 6.0  # seconds of a first run, above which it is the only one
 _SAMPLES = 8  # different tokens in one timed run of a single token: one alone is as short as the noise
@@ -28,18 +28,19 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user asked for."""
+    """What the user asked for. ``pause``: seconds to rest after each minute of measuring."""
 
     shapes: tuple[str, ...]
     tokens: tuple[int, ...]
     dtypes: tuple[torch.dtype, ...]
     backward: tuple[bool, ...]
     seed: int
+    pause: float = 0.0
 
 
 def run(choice: Choice, say: Say) -> Iterator[Record]:
     """A record per case, as they end; those of kind "limits" and "half" in between."""
-    flush = Flush()
+    flush, rest = Flush(), Rest(choice.pause)
     for dtype in choice.dtypes:
         limits = measure(dtype)
         yield {"kind": "limits", "dtype": str(dtype), "bandwidth": limits.bandwidth, "flops": limits.flops}
@@ -49,6 +50,7 @@ def run(choice: Choice, say: Say) -> Iterator[Record]:
                 for tokens in choice.tokens:
                     say(f"{name}, {dtype}, {tokens} tokens, {'forward and backward' if backward else 'forward'}")
                     record = _case(contest, tokens, backward, flush, choice.seed)
+                    rest()
                     bound = limits.seconds(SHAPES[name], dtype, tokens, backward)
                     yield record | {"kind": "case", "bound": bound}
                 if backward and max(choice.tokens) > 1:
@@ -58,11 +60,16 @@ def run(choice: Choice, say: Say) -> Iterator[Record]:
 def _case(contest: Contest, tokens: int, backward: bool, flush: Flush, seed: int) -> Record:
     x = contest.tokens(tokens, seed)
     found, first = {}, {}
-    for arm in ARMS:
+    arms = contest.arms(backward)
+    for arm in arms:
         began = time.perf_counter()
         found[arm] = results(contest, arm, x, backward)
         first[arm] = time.perf_counter() - began
-    wrong = {a: e for a, e in errors(contest, found, PEERS[0]).items() if not e <= TOLERANCE[contest.dtype]}
+    wrong = {
+        a: e
+        for a, e in errors(found, next(peer for peer in PEERS if peer in arms)).items()
+        if not e <= TOLERANCE[contest.dtype]
+    }
     del found
     samples = _SAMPLES if tokens == 1 else 1
     calls = samples * contest.shape.copies
@@ -72,7 +79,7 @@ def _case(contest: Contest, tokens: int, backward: bool, flush: Flush, seed: int
         own = contest.tokens(tokens * samples, seed + 1 + number * len(ARMS) + ARMS.index(arm))
         return partial(_pass, contest, arm, list(own.split(tokens)), backward)
 
-    timed = {arm: partial(run_of, arm) for arm in ARMS if arm not in wrong and first[arm] < SLOW}
+    timed = {arm: partial(run_of, arm) for arm in arms if arm not in wrong and first[arm] < SLOW}
 
     def prepare() -> None:
         contest.forget_gradients()
@@ -80,7 +87,7 @@ def _case(contest: Contest, tokens: int, backward: bool, flush: Flush, seed: int
 
     seconds = {arm: [s / calls for s in taken] for arm, taken in interleaved(timed, prepare).items()}
     contest.forget_gradients()
-    once = {arm: [first[arm]] for arm in ARMS if arm not in wrong and arm not in timed}
+    once = {arm: [first[arm]] for arm in arms if arm not in wrong and arm not in timed}
     return {
         "shape": contest.shape.name, "dtype": str(contest.dtype), "tokens": tokens, "backward": backward,
         "seconds": seconds | once, "once": sorted(once), "wrong": wrong,

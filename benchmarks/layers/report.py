@@ -111,6 +111,8 @@ def _cells(case: Record) -> list[str]:
 def _time(case: Record, arm: str) -> str:
     if arm in case["wrong"]:
         return f"wrong ({case['wrong'][arm]:.1e})"
+    if arm not in case["seconds"]:
+        return "-"
     return _milliseconds(median(case["seconds"][arm])) + (" (once)" if arm in case["once"] else "")
 
 
@@ -147,7 +149,9 @@ own block with its own router; "coterie" is ours over the same tensors; "dense" 
 parameters that a token meets, and no router. One token is timed over eight different ones (and four layers for S).
 The bound is the larger of bytes over bandwidth and operations over peak, both measured in this run: forward reads the
 experts that are hit, backward reads them again and writes a gradient for each.
-Outputs (and gradients of x and every parameter) were compared with "eager" before anything was timed: relative error
-at most 1e-4 in float32 and 2e-2 in bfloat16, or the cell says "wrong" and nothing is derived from it.
+"-" is eager where its gradients would pass 64 GiB: it makes one of all experts for each expert.
+Outputs (and gradients of x and every parameter) were compared with the first of transformers' that ran, before anything
+was timed: relative error at most 1e-4 in float32 and 2e-2 in bfloat16, or the cell says "wrong" and nothing is derived
+from it. Every run meets tokens of its own, and none of which a rounded tie leaves the experts open.
 "(once)" marks an arm whose first run took longer than six seconds: that run is its time.
 All raw numbers: {raw}."""

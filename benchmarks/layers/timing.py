@@ -44,3 +44,16 @@ class Flush:
 
     def __call__(self) -> None:
         self._buffer.add_(1)
+
+
+class Rest:
+    """Leaves a shared machine to the others for ``pause`` seconds after each minute."""
+
+    def __init__(self, pause: float) -> None:
+        self._pause = pause
+        self._since = time.perf_counter()
+
+    def __call__(self) -> None:
+        if self._pause and time.perf_counter() - self._since > 60:
+            time.sleep(self._pause)
+            self._since = time.perf_counter()

@@ -49,11 +49,11 @@ def test_a_wrong_answer_has_no_time():
     contest = Contest(SHAPES["tiny"], torch.float32, 0)
     x = contest.tokens(4, 0)
     found = {arm: answers.results(contest, arm, x, True) for arm in ARMS}
-    assert all(error < 1e-5 for error in answers.errors(contest, found, "eager").values())
+    assert all(error < 1e-5 for error in answers.errors(found, "eager").values())
     found[OURS][2] = found[OURS][2] + 1  # one gradient
-    assert answers.errors(contest, found, "eager")[OURS] > 1
+    assert answers.errors(found, "eager")[OURS] > 1
     found[OURS][2] = torch.full_like(found[OURS][2], float("nan"))
-    assert answers.errors(contest, found, "eager")[OURS] == float("inf")
+    assert answers.errors(found, "eager")[OURS] == float("inf")
     bad = case()
     del bad["seconds"][OURS]
     bad["wrong"] = {OURS: 0.5}
@@ -68,6 +68,17 @@ def test_verdicts():
     assert [line.split(":")[0] for line in lines] == ["- pass", "- FAIL", "- pass", "- FAIL", "- pass"]
     assert report.speedup(case()) == pytest.approx(2 / 1.2)
     assert report.verdicts([case("tiny")], []) == ["- nothing of what was run is judged"]
+
+
+def test_eager_is_left_out_where_its_gradients_fill_the_machine(monkeypatch):
+    contest = Contest(SHAPES["tiny"], torch.float32, 0)
+    assert contest.arms(True) == list(ARMS)
+    monkeypatch.setattr("layers.arms._EAGER_BYTES", 8 * 8 * SHAPES["tiny"].expert_parameters * 4 - 1)
+    assert contest.arms(True) == [DENSE, "grouped_mm", OURS]
+    assert contest.arms(False) == list(ARMS)
+    partial = case()
+    del partial["seconds"]["eager"]
+    assert "| 1000 | - | 2000 | 1200 |" in report._table("A", True, [partial])
 
 
 def test_the_bound_counts_what_must_be_moved():
