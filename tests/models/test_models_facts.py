@@ -40,6 +40,12 @@ EXPECTED = {
     "gemma4": {"score": "softmax", "expert_scale": "per_expert_scale"},
     "zaya": {"score": "softmax", "num_routes": 9, "top_k": 1},
     "minimax_m2": {"score": "sigmoid", "correction": "e_score_correction_bias"},
+    "dbrx": {"score": "softmax", "renormalised": True},
+    "llama4": {"score": "sigmoid", "renormalised": False},
+    "longcat_flash": {"score": "softmax", "num_routes": 11, "scale": 6.0},
+    "nllb_moe": {"score": "softmax", "renormalised": True, "scale": 0.8},
+    "step3p7": {"score": "sigmoid", "renormalised": True},
+    "switch_transformers": {"score": "softmax", "renormalised": False},
     "openai_privacy_filter": {"score": "softmax", "scale": 0.5, "block_scale": 2.0, "logit_bias": "router.bias"},
 }  # fmt: skip
 # inkling weighs routed and shared experts together, which no single site can show

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -12,10 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from coterie.errors import OptionError, UnsupportedError
 from coterie.jobs.load import load
-from coterie.models import attach, experts_from, load_host, open_checkpoint, resident_experts, trace
+from coterie.models import attach, experts_from, find_sites, load_host, open_checkpoint, resident_experts, trace
+from coterie.models.compat import text_inputs
 from coterie.models.families import EXCLUDED, WHOLE_PROMPT
 from coterie.testing.families import ROWS, save_tiny_family, shared_layout_families, tiny_family
 
+# their experts' parameters are not of the form ours have; each refusal has its test
+NOT_SHARED = {"muse_spark", "dbrx", "longcat_flash", "nllb_moe", "switch_transformers"}
 SERVED = [family for family in ROWS if family not in EXCLUDED]
 
 
@@ -26,6 +30,9 @@ def saved(tmp_path_factory):
     @functools.cache
     def make(family):
         model = tiny_family(family)
+        if family == "nllb_moe":  # see AT_ODDS
+            for site in find_sites(model):
+                site.experts.forward = functools.partial(as_published, site.experts)
         return save_tiny_family(tmp_path_factory.mktemp(family), model), model
 
     return make
@@ -38,7 +45,13 @@ def prompt():
 
 @torch.no_grad()
 def logits_of(model, ids, **options):
-    return model(input_ids=ids, **options).logits
+    return model(input_ids=ids, **text_inputs(model, ids), **options).logits
+
+
+def as_published(experts, x, mask, weights):
+    """What NLLB-MoE was published with: each expert computes the tokens that have a weight for it."""
+    outputs = torch.stack([experts[f"expert_{e}"](x) for e in range(experts.num_experts)], -1)
+    return (1 - experts.moe_token_dropout) * (outputs * weights[:, None]).sum(-1)
 
 
 def error(found, expected):
@@ -57,13 +70,16 @@ def test_a_family_runs_under_a_budget_with_the_bits_of_everything_resident(famil
     checkpoint = open_checkpoint(path)
     expected = logits_of(load_host(checkpoint, resident_experts), prompt)
     assert error(expected, logits_of(original, prompt)) < 1e-4
+    traced = not checkpoint.config.is_encoder_decoder
     for slots in (1, 5):
         host = load(checkpoint, context=32, batch=2, all_logits=True, slots=slots)
-        with trace(host) as recording:
+        with trace(host) if traced else contextlib.nullcontext() as recording:
             assert torch.equal(logits_of(host, prompt), expected)
         host.coterie.store.check()
         assert host.coterie.store.resident <= slots
         host.coterie.close()
+    if not traced:
+        return
     plan = recording.plan()
     assert plan.sites
     assert all(routing.num_items == prompt.numel() for routing in plan.sites.values())
@@ -122,7 +138,7 @@ def test_a_speaking_model_is_served_by_the_part_that_thinks(saved, prompt, tmp_p
     host.coterie.close()
 
 
-@pytest.mark.parametrize("family", [family for family in SERVED if family not in ("muse_spark",)])
+@pytest.mark.parametrize("family", [family for family in SERVED if family not in NOT_SHARED])
 def test_our_experts_take_the_place_of_a_live_models(family, saved, prompt):
     _, original = saved(family)
     expected = logits_of(original, prompt)

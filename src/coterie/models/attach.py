@@ -128,7 +128,7 @@ def attach(model: Any, experts: ExpertsFactory | None = None, router: RouterFact
 
 
 def _attach_experts(model: Any, sites: tuple[MoESite, ...], factory: ExpertsFactory) -> Callable[[], None]:
-    made = [ExpertsBridge(factory(site, site.experts)) for site in sites]
+    made = [ExpertsBridge(factory(site, site.experts), site.experts) for site in sites]
     for site, bridge in zip(sites, made, strict=True):
         model.set_submodule(site.name, bridge)
 
@@ -146,6 +146,11 @@ def _attach_routers(model: Any, sites: tuple[MoESite, ...], factory: RouterFacto
                 f"The router {site.gate_name} decides by more than its input; one that is given the input alone cannot "
                 "take its place. Attach experts only."
             )
+    if not all(site.gate_is_usual for site in sites) or model.config.is_encoder_decoder:
+        raise UnsupportedError(
+            f"The layers of {type(model).__name__} call their routers in a way of their own, which no router of ours "
+            "can answer. Attach experts alone."
+        )
     body, session = model.base_model, Session()
     made = [_bridged(site, factory(site, site.gate), session) for site in sites]
     if any(gate.inner.carries for gate in made) and getattr(model, "is_activation_checkpointing", False):

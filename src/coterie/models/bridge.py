@@ -1,4 +1,4 @@
-"""From transformers' call of an experts module to ours."""
+"""From a family's call of its experts module to ours."""
 
 from __future__ import annotations
 
@@ -6,28 +6,52 @@ import torch
 from torch import Tensor, nn
 
 from coterie.experts import Experts
+from coterie.models.compat import OwnLayout, Reader, by_table, own_layout
 from coterie.routing import Routing
 
 
 class ExpertsBridge(nn.Module):
     """Stands where transformers has an experts module and calls ours.
 
-    transformers hands over a router's padded table; an index of E means no expert.
+    Most families hand over a router's padded table, an index of E meaning no expert; the others call their
+    experts as their `OwnLayout` says.
+
+    Args:
+        inner: ours.
+        original: the module whose place this takes, on any device; None: one that is called with a table.
     """
 
-    def __init__(self, inner: Experts) -> None:
+    def __init__(self, inner: Experts, original: nn.Module | None = None) -> None:
         super().__init__()
         self.inner = inner
+        self.own: OwnLayout | None = None if original is None else own_of(original)
+        self.reader: Reader = by_table if original is None else reader_of(original)
 
     @property
     def num_experts(self) -> int:
         """E."""
         return self.inner.num_experts
 
-    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """[T, D] with indices and weights [T, K] -> [T, D]."""
-        output: Tensor = self.inner(hidden_states, routing_of(top_k_index, top_k_weights, self.num_experts))
-        return output
+    def forward(self, hidden_states: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """[T, D] with whatever else the family gives, usually indices and weights [T, K] -> [T, D]."""
+        sent = self.reader(hidden_states, *args, **kwargs)
+        output: Tensor = self.inner(sent.rows, routing_of(sent.indices, sent.weights, self.num_experts))
+        if sent.passed is not None:
+            output = output + (sent.rows * sent.passed).to(output.dtype)
+        return output.view(hidden_states.shape)
+
+
+def own_of(module: nn.Module) -> OwnLayout | None:
+    """The own layout of an experts module, or of the one whose place a bridge takes."""
+    return module.own if isinstance(module, ExpertsBridge) else own_layout(module)
+
+
+def reader_of(module: nn.Module) -> Reader:
+    """What reads the calls of an experts module or of a bridge."""
+    if isinstance(module, ExpertsBridge):
+        return module.reader
+    own = own_layout(module)
+    return by_table if own is None else own.reader(module)
 
 
 def routing_of(indices: Tensor, weights: Tensor, num_experts: int) -> Routing:

@@ -106,7 +106,7 @@ class Checkpoint:
     @property
     def reads_in_pieces(self) -> bool:
         """Whether a prompt may be read in several forwards that share a cache."""
-        return self.config.model_type not in WHOLE_PROMPT
+        return self.config.model_type not in WHOLE_PROMPT and not self.config.is_encoder_decoder
 
     @property
     def vocab_size(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from coterie.errors import UnsupportedError
 from coterie.experts import FFN
 from coterie.experts.ffn import Method
-from coterie.models.compat import ffn_shape, is_experts
+from coterie.models.compat import ffn_shape, is_experts, own_layout
 from coterie.models.families import FAMILIES, Family
 from coterie.routers import Router, group_limited, top_k
 
@@ -20,15 +20,21 @@ def experts_from(original: Any, method: Method = "grouped") -> FFN:
     Raises:
         UnsupportedError: it is no fused experts module, or computes in a way of its own.
     """
-    if not is_experts(original):
+    own = own_layout(original)
+    if own is None and not is_experts(original):
         raise UnsupportedError(f"{type(original).__name__} is not behind transformers' experts interface.")
-    if original.has_post_expert_norm:
+    if own is not None and not own.shares(original):
+        raise UnsupportedError(
+            f"{type(original).__name__} keeps its experts in a layout of its own, which ours cannot share. "
+            "coterie.load serves such a model."
+        )
+    if own is None and original.has_post_expert_norm:
         raise UnsupportedError(
             f"The experts of {type(original).__name__} share one norm, which ours have one each of: they cannot share "
             "parameters. coterie.load serves such a model."
         )
     with torch.device("meta"):
-        experts = FFN(original.num_experts, ffn_shape(original), method)
+        experts = FFN(getattr(original, own.count if own else "num_experts"), ffn_shape(original), method)
     for name in experts.shape.weight_shapes():
         setattr(experts, name, getattr(original, name))
     return experts.train(original.training)

@@ -134,6 +134,9 @@ def _ancestors(path: str, modules: Mapping[str, Any]) -> Iterator[str]:
     while path and not path.rpartition(".")[2].isdigit():
         yield type(modules[path]).__name__
         path = path.rpartition(".")[0]
+    # a numbered module is the layer, or one of several alike in it
+    if path and not re.search("Layer|Block", type(modules[path]).__name__):
+        yield type(modules[path]).__name__
 
 
 def _inside(path: str, module: str) -> bool:

@@ -52,6 +52,11 @@ EXCLUDED: Mapping[str, str] = {
     "jetmoe": "half of its experts are the projections of its attention, and its blocks hold none as a module apart.",
 }
 
+# families that the installed transformers computes wrongly, by model_type, and how; ours follow what was published
+AT_ODDS: Mapping[str, str] = {
+    "nllb-moe": "transformers takes the router's mask for expert numbers and sends every token to experts 0 and 1.",
+}
+
 # families whose prompt cannot be read in pieces, and why
 WHOLE_PROMPT: Mapping[str, str] = {
     "jamba": "its state-space layers go on from their state for a single token only",

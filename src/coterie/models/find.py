@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from coterie.models.bridge import ExpertsBridge
-from coterie.models.compat import beside_text, is_experts, text_config
+from coterie.models.bridge import ExpertsBridge, own_of, reader_of
+from coterie.models.compat import OwnLayout, Sent, beside_text, is_experts, text_config
 
 # what configs call the number of experts that a token is sent to
 _TOP_K = ("num_experts_per_tok", "top_k_experts", "moe_top_k", "moe_topk", "moe_k")
@@ -27,6 +27,7 @@ class MoESite:
         layer: number of the decoder layer.
         num_experts: E.
         top_k: choices per item.
+        own: how the family keeps and calls its experts, where it does so in its own way.
     """
 
     name: str
@@ -37,6 +38,7 @@ class MoESite:
     layer: int
     num_experts: int
     top_k: int
+    own: OwnLayout | None = None
 
     @property
     def gate_takes_rows(self) -> bool:
@@ -49,22 +51,41 @@ class MoESite:
 
         For routers with `gate_takes_rows` only.
         """
-        chosen: Tensor = self.gate.forward(x)[2]
-        return chosen
+        output = self.gate.forward(x)
+        if self.gate_is_usual:
+            chosen: Tensor = output[2]
+            return chosen
+        return self.logits(output).topk(self.top_k, dim=-1).indices
+
+    @property
+    def gate_is_usual(self) -> bool:
+        """Whether the router returns logits, weights and indices."""
+        return self.own is None or self.own.logits is None
+
+    def logits(self, output: Any) -> Tensor:
+        """The logits in what the router returned."""
+        if self.own is not None:
+            return self.own.logits_of(output)
+        logits: Tensor = output[0] if isinstance(output, tuple) else output
+        return logits
+
+    def sent(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sent:
+        """What a call of the experts says about who goes where."""
+        return reader_of(self.experts)(*args, **kwargs)
 
 
 def find_sites(model: Any) -> list[MoESite]:
     """The MoE blocks of the text side of ``model`` in the order of computing, on any device; empty for a dense model.
 
     A block is a module with a child behind transformers' experts interface (or our bridge) and, in itself or in
-    the module around it, a child that routes over as many experts.
+    the module around it, a child that routes over as many experts; or one that a family's `OwnLayout` describes.
     """
     beside = tuple(f"{name}." for name in beside_text(model)) if hasattr(model, "get_decoder") else ()
     modules = dict(model.named_modules())
     return [
         site
         for name, module in modules.items()
-        if (isinstance(module, ExpertsBridge) or is_experts(module)) and not name.startswith(beside)
+        if (isinstance(module, ExpertsBridge) or is_experts(module) or own_of(module)) and not name.startswith(beside)
         if (site := _site(model, modules, name)) is not None
     ]
 
@@ -72,6 +93,8 @@ def find_sites(model: Any) -> list[MoESite]:
 def _site(model: Any, modules: dict[str, nn.Module], name: str) -> MoESite | None:
     experts: Any = modules[name]
     block = name.rpartition(".")[0]
+    if (own := own_of(experts)) is not None:
+        return _own_site(own, modules, name, block)
     for around in (block, block.rpartition(".")[0]):
         prefix = f"{around}." if around else ""
         for child, gate in modules[around].named_children():
@@ -81,6 +104,16 @@ def _site(model: Any, modules: dict[str, nn.Module], name: str) -> MoESite | Non
                     num_experts=int(experts.num_experts), top_k=_top_k(gate, model),
                 )  # fmt: skip
     return None
+
+
+def _own_site(own: OwnLayout, modules: dict[str, nn.Module], name: str, block: str) -> MoESite:
+    experts: Any = modules[name]
+    gate = f"{block}.{own.gate}" if block else own.gate
+    count = "num_experts" if isinstance(experts, ExpertsBridge) else own.count
+    return MoESite(
+        name, gate, block, modules[gate], experts, _layer(name),
+        num_experts=int(getattr(experts, count)), top_k=own.top_k(modules[block]), own=own,
+    )  # fmt: skip
 
 
 def _routes(gate: nn.Module, experts: int) -> bool:

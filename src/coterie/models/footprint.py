@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from coterie.errors import OptionError
 from coterie.models.checkpoint import Checkpoint, ExpertSite
-from coterie.models.compat import most, skeleton, takes, tensors_in, text_inputs
+from coterie.models.compat import most, own_layout, skeleton, takes, tensors_in, text_inputs
 from coterie.models.meter import Meter
 
 
@@ -54,7 +54,8 @@ def footprint(
     """
     if min(batch, length, 1 if chunk is None else chunk) < 1:
         raise OptionError(f"batch, length and chunk must be 1 or more, found {batch}, {length}, {chunk}.")
-    chunk = min(length if chunk is None else chunk, length)
+    whole = chunk is None or checkpoint.config.is_encoder_decoder  # an encoder reads its text at once
+    chunk = length if whole else min(chunk or length, length)
     cache, forward = _rehearse(checkpoint, batch, length, chunk, all_logits)
     estimate = _estimate(checkpoint, batch, length, chunk, all_logits, cache)
     return Footprint(checkpoint.dense_bytes, cache, max(estimate, forward), batch, length)
@@ -63,12 +64,17 @@ def footprint(
 class _Rehearsal(nn.Module):
     """Experts without weights that allocate what experts allocate."""
 
-    def __init__(self, site: ExpertSite) -> None:
+    def __init__(self, site: ExpertSite, original: nn.Module) -> None:
         super().__init__()
         self.site = site
+        own = own_layout(original)
+        self.copies = site.num_experts if own is not None and own.repeats else 1
 
-    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        nbytes = _expert_bytes(self.site, len(hidden_states), hidden_states.dtype.itemsize)
+    def forward(self, hidden_states: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        tokens = hidden_states.numel() // hidden_states.shape[-1] // self.copies
+        nbytes = _expert_bytes(self.site, tokens, hidden_states.dtype.itemsize)
+        if self.copies > 1:  # which of the rows are not zero, and a sum for each
+            nbytes += hidden_states.numel() * (1 + 4)
         torch.empty(nbytes, dtype=torch.uint8, device=hidden_states.device)  # counted, and gone
         return torch.empty_like(hidden_states)
 
@@ -81,7 +87,7 @@ def _rehearse(checkpoint: Checkpoint, batch: int, length: int, chunk: int, all_l
     """
     model = skeleton(checkpoint.config, checkpoint.compute_dtype)
     for site in checkpoint.sites:
-        model.set_submodule(site.name, _Rehearsal(site))
+        model.set_submodule(site.name, _Rehearsal(site, model.get_submodule(site.name)))
     for name in checkpoint.beside:
         model.set_submodule(name, nn.Module())
     few: dict[str, Any] = {} if all_logits or not takes(model, "logits_to_keep") else {"logits_to_keep": 1}
@@ -97,7 +103,7 @@ def _rehearse(checkpoint: Checkpoint, batch: int, length: int, chunk: int, all_l
                 cache = getattr(
                     model(input_ids=ids, **text_inputs(model, ids), **few, **given), "past_key_values", None
                 )
-    held = sum(tensor.nbytes for tensor in tensors_in(getattr(cache, "layers", [])))
+    held = sum(tensor.nbytes for tensor in tensors_in(getattr(cache, "layers", cache)))
     return held, meter.peak - held + _sampling(checkpoint, batch)
 
 

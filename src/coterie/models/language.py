@@ -43,7 +43,7 @@ def load_host(
     ).requires_grad_(False)
     drop_cache({part.path for part in checkpoint.dense.values()})
     for site in checkpoint.sites:
-        model.set_submodule(site.name, ExpertsBridge(factory(site)))
+        model.set_submodule(site.name, ExpertsBridge(factory(site), body.get_submodule(site.name)))
     if (head := model.get_output_embeddings()) is not None:
         head.register_forward_pre_hook(_plain_strides)
     return model.eval()

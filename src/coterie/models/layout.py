@@ -11,7 +11,7 @@ import torch
 
 from coterie.errors import CheckpointError, UnsupportedError
 from coterie.experts import FFNShape, Part, Storage, method_of, split_name
-from coterie.experts.encoding import Plain
+from coterie.experts.encoding import Plain, Turned
 from coterie.models.compat import DiskNames, Place, beside_text, ffn_shape, tied_names
 from coterie.models.dense import Dense, Encoded, check_shape, check_type
 from coterie.models.find import MoESite, find_sites
@@ -83,9 +83,9 @@ def sort_tensors(
 
 def _of_site(name: str, found: Mapping[str, _Found]) -> tuple[_Found | None, str]:
     """The site a parameter belongs to, and its name there."""
-    for depth in (1, 2):
+    for depth in (1, 2, 3):
         module, weight = ".".join(name.split(".")[:-depth]), ".".join(name.split(".")[-depth:])
-        if module in found:
+        if module in found and found[module].has(weight):
             return found[module], weight
     return None, name
 
@@ -98,6 +98,11 @@ class _Found:
         self.parts: dict[str, dict[int | None, tuple[str, TensorRange]]] = defaultdict(dict)
         self.orders: set[str] = set()
         self.fused = self.encoded = False
+
+    def has(self, name: str) -> bool:
+        """Whether a parameter in the experts module is of experts."""
+        own = self.live.own
+        return name.count(".") < 2 if own is None else own.find(name) is not None
 
     def add(self, weight: str, role: str, place: Place, name: str, part: TensorRange) -> None:
         if weight in _COMMON:
@@ -113,7 +118,16 @@ class _Found:
         weight = weight if place.parts == 1 else _SPLIT[weight][place.part]
         self.fused |= weight in _SPLIT
         self.encoded |= role != ""
-        self.parts[weight + role][place.expert] = (name, part)
+        expert = place.expert
+        if (own := self.live.own) is not None:
+            spares = own.spares(self.live.experts)
+            weight, number = own.find(weight) or (weight, None)
+            expert = number if expert is None else expert
+            if expert is None:
+                part = own.stacked(part, self.live.num_experts, spares)
+            elif self.live.num_experts <= expert < self.live.num_experts + spares:
+                return
+        self.parts[weight + role][expert] = (name, part)
 
     def site(self, where: str, quantization: Mapping[str, Any] | None, compute: torch.dtype) -> ExpertSite:
         """Everything checked and put in order."""
@@ -121,6 +135,11 @@ class _Found:
         stored = {name: self._stored(name, part, where) for name, part in storage.parts().items()}
         dtype = compute if storage.quantised else FLOATS[storage.parts()["down_proj"].dtype]
         live = self.live
+        if not 0 < live.top_k <= live.num_experts:
+            raise CheckpointError(
+                f"{where} contradicts itself: config.json sends a token to {live.top_k} of {live.num_experts} experts. "
+                "Copy config.json again."
+            )
         return ExpertSite(live.name, live.layer, live.num_experts, live.top_k, storage, stored, dtype)
 
     def _storage(self, where: str, quantization: Mapping[str, Any] | None) -> Storage:
@@ -129,9 +148,18 @@ class _Found:
             if (found := each.get(None) or each.get(0)) is not None:
                 _, part = found
                 first[name] = Part(part.dtype, part.shape[1:] if None in each else part.shape)
+        turned = frozenset() if self.live.own is None else self.live.own.turned
+        if self.encoded and turned:
+            raise UnsupportedError(
+                f"{where} is quantised, and its family keeps some matrices turned, which is not served together. "
+                "Choose the checkpoint in bfloat16, float16 or float32."
+            )
         if self.encoded:
             return Storage.of(quantization, shape, first, f"{where}: layer {self.live.layer}")
-        plain = {name: Plain(size, self._float(name, first, where)) for name, size in shape.weight_shapes().items()}
+        plain = {
+            name: (Turned if name in turned else Plain)(size, self._float(name, first, where))
+            for name, size in shape.weight_shapes().items()
+        }
         return Storage(shape, plain)
 
     def _float(self, weight: str, first: Mapping[str, Part], where: str) -> str:

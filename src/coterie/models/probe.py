@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coterie.models.bridge import own_of, reader_of
+
 ITEMS = 64
 # set aside in every copy: tensors of that name multiply, all other vectors are added
 _FACTORS = ("scale", "norm", "weight")
@@ -51,6 +53,7 @@ class Probe:
         self._block = _on_cpu(copy.deepcopy(block, memo))
         gate_copy = memo.get(id(gate))
         self._gate: Any = _on_cpu(copy.deepcopy(gate, memo)) if gate_copy is None else gate_copy
+        self._own = own_of(experts)
         self._num_experts = int(getattr(experts, "num_experts", 0))
         generator = torch.Generator().manual_seed(20)
         for name, tensor in self._tensors():
@@ -102,20 +105,26 @@ class Probe:
             output = self._block(x, **ids)
         except Exception:  # as above; the gate alone may still answer
             return None
-        logits = _logits(heard[0], self._num_experts) if heard else None
+        logits = self._logits(heard[0]) if heard else None
         if self._listener.heard is None or logits is None:
             return None
         rows, indices, weights = self._listener.heard
+        if self._listener.copies > 1:  # weighed before the experts: a row's weight is its length
+            scales = (rows.view(self._listener.copies, ITEMS, -1) * x).sum(-1) / x.square().sum(-1)
+            weights = scales.t().gather(-1, indices)
         return Seen(logits, indices, weights, _ratio(output, rows))
 
     def _through_gate(self, x: Tensor) -> Seen:
         output = self._gate(x[0])
         tables = [t.reshape(ITEMS, -1) for t in output if isinstance(t, Tensor) and t.numel() % ITEMS == 0]
-        logits = _logits(output, self._num_experts)
+        logits = self._logits(output)
         indices = next(t for t in tables if not t.is_floating_point())
         weights = next(t for t in tables if t.is_floating_point() and t.shape == indices.shape)
         assert logits is not None
         return Seen(logits, indices.long(), weights.float())
+
+    def _logits(self, output: Any) -> Tensor | None:
+        return _logits(output if self._own is None else self._own.logits_of(output), self._num_experts)
 
 
 class _Listener(nn.Module):
@@ -124,11 +133,15 @@ class _Listener(nn.Module):
     def __init__(self, experts: nn.Module) -> None:
         super().__init__()
         self.num_experts = getattr(experts, "num_experts", 0)
+        self.reader = reader_of(experts)
         self.heard: tuple[Tensor, Tensor, Tensor] | None = None
+        self.copies = 1
 
-    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, *_: Any) -> Tensor:
-        self.heard = (hidden_states.clone(), top_k_index.long(), top_k_weights.float())
-        return hidden_states
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        sent = self.reader(*args, **kwargs)
+        indices, weights = sent.table()
+        self.heard, self.copies = (sent.rows.clone(), indices.long(), weights.float()), sent.copies
+        return args[0]
 
 
 class _Zeros(nn.Module):

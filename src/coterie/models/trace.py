@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.errors import RoutingError, UnsupportedError
+from coterie.models.compat import Sent
 from coterie.models.find import MoESite, find_sites
 from coterie.models.items import Items, items_of
 from coterie.routing import RoutePlan, Routing
@@ -73,15 +74,15 @@ class Recording:
 
     def _decide(self, site: MoESite, output: Any) -> None:
         """What a router returned; only its logits are used, since routers return the rest in ways of their own."""
-        logits = output[0] if isinstance(output, tuple) else output
+        logits = site.logits(output)
         if isinstance(logits, Tensor) and logits.shape[-1] == site.num_experts:
             self._logits[site.name] = logits.detach().cpu().reshape(-1, site.num_experts)
 
-    def _hear(self, site: MoESite, indices: Tensor, weights: Tensor) -> None:
+    def _hear(self, site: MoESite, sent: Sent) -> None:
         """What the experts were told, which is the same for all families."""
         if self._items is None:  # a recomputation for the backward pass
             return
-        indices, weights = indices.detach().cpu(), weights.detach().cpu()
+        indices, weights = (table.detach().cpu() for table in sent.table())
         logits = self._logits.pop(site.name, None)
         self._heard[site.name] = Routing.from_padded(
             weights, indices, site.num_experts, chosen=indices.long(),
@@ -105,11 +106,16 @@ def trace(model: Any) -> Iterator[Recording]:
     >>> plan = recording.plan()                    # doctest: +SKIP
 
     Raises:
-        UnsupportedError: the model does not route.
+        UnsupportedError: the model does not route, or it reads with an encoder and writes with a decoder.
     """
     sites = find_sites(model)
     if not sites:
         raise UnsupportedError(f"{type(model).__name__} has no mixture-of-experts layer to trace. Trace an MoE model.")
+    if model.config.is_encoder_decoder:
+        raise UnsupportedError(
+            f"{type(model).__name__} reads with an encoder and writes with a decoder: its layers see different tokens, "
+            "which one plan cannot hold. Trace a model that only decodes."
+        )
     recording = Recording(sites, routing_hash(model, sites))
     body = model.base_model
     handles = [
@@ -148,8 +154,7 @@ def _decisions(recording: Recording, site: MoESite) -> Callable[..., None]:
 
 def _orders(recording: Recording, site: MoESite) -> Callable[..., None]:
     def listen(experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
-        recording._hear(site, given["top_k_index"], given["top_k_weights"])
+        recording._hear(site, site.sent(args, kwargs))
 
     return listen
 

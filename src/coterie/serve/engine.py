@@ -56,7 +56,8 @@ class Engine:
         began = time.perf_counter()
         output = self._call(ids, sampling, stream)
         seconds = time.perf_counter() - began
-        new = output[0, ids.shape[1] :]
+        # a decoder with an encoder beside it begins with one token of its own, not with the prompt
+        new = output[0, 1 if self.model.config.is_encoder_decoder else ids.shape[1] :]
         return Generation(
             text=self.prompts.tokenizer.decode(new, skip_special_tokens=True),
             prompt_tokens=ids.shape[1],

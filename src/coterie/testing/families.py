@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from coterie.models.compat import auto_class, quiet
+from coterie.models.compat import OWN_LAYOUTS, auto_class, quiet
 from coterie.models.find import find_sites
 
 VOCABULARY = 320
@@ -54,12 +54,14 @@ class Row:
         kind: model_type of the config that is built, where it is not the family's name.
         options: config fields; a mapping for a part of the config.
         k: most experts per token, where the family allows only this many.
+        layout: "shared" behind transformers' experts interface, "own" as `coterie.models.compat.OWN_LAYOUTS` says.
         note: what a reader of the table should know.
     """
 
     kind: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     k: int | None = None
+    layout: str = "shared"
     note: str = ""
 
 
@@ -133,6 +135,19 @@ ROWS: Mapping[str, Row] = {
     }}),
     "solar_open": Row(), "unlimited_ocr": Row(options={"text_config": {"mlp_layer_types": ["dense", "sparse"]}}),
     "zaya": Row(k=1),
+    # experts in a layout of the family's own
+    "dbrx": Row(layout="own", options={"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8}}),
+    "llama4": Row("llama4_text", {"intermediate_size_mlp": 48, "attention_chunk_size": 64}, layout="own"),
+    "longcat_flash": Row(layout="own", options={"zero_expert_num": 3, "num_key_value_heads": 4}),
+    "nllb_moe": Row("nllb-moe", {
+        "encoder_sparse_step": 1, "decoder_sparse_step": 1, "moe_token_dropout": 0.2, "decoder_start_token_id": 2,
+        "init_std": 0.2,
+    }, layout="own"),
+    "step3p7": Row(layout="own", options={"text_config": {"swiglu_limits": [0.5, 0], "sliding_window": 8}}),
+    "switch_transformers": Row(layout="own", options={
+        "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2,
+        "decoder_start_token_id": 2, "tie_word_embeddings": False,
+    }),
 }  # fmt: skip
 
 
@@ -146,11 +161,16 @@ def shared_layout_families() -> tuple[str, ...]:
     return tuple(sorted({file.parent.name for file in files if mark.search(file.read_text(encoding="utf-8"))}))
 
 
+def own_layout_families() -> tuple[str, ...]:
+    """The families whose experts Coterie serves in a layout of their own."""
+    return tuple(sorted(own.family for own in OWN_LAYOUTS.values()))
+
+
 def tiny_config(
     family: str, *, layers: int | None = None, experts: int = 8, k: int = 2, width: int = 32, inner: int = 16,
     **options: Any,
 ) -> Any:  # fmt: skip
-    """A transformers config of ``family`` (a key of `ROWS`) with tiny sizes.
+    """A transformers config of ``family`` with tiny sizes, by its row in `ROWS` or, without one, by the rule alone.
 
     Args:
         layers: decoder layers; default 2, or what the family's row needs.
@@ -159,7 +179,7 @@ def tiny_config(
     """
     from transformers import CONFIG_MAPPING
 
-    row = ROWS[family]
+    row = ROWS.get(family, Row())
     kind = CONFIG_MAPPING[row.kind or family]
     fields = {**row.options, **options}
     return _shrunk(kind, fields, layers=layers, experts=experts, k=row.k or k, width=width, inner=inner)
@@ -236,6 +256,11 @@ def _sized(names: set[str], *, layers: int, experts: int, k: int, width: int, in
         **dict.fromkeys(_CHOICES, k), "intermediate_size": inner if own_inner is None else 3 * inner,
         "ffn_hidden_size": 3 * inner, **({} if own_inner is None else {own_inner: inner}),
         "shared_expert_intermediate_size": inner, "shared_intermediate_size": inner,
+        # by the names of older families
+        **dict.fromkeys(("n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"), layers),
+        **dict.fromkeys(("d_ff", "encoder_ffn_dim", "decoder_ffn_dim"), inner), "d_model": width, "d_kv": width // 4,
+        **dict.fromkeys(("n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"), 4),
+        "max_seq_len": 512, "kv_channels": width // 4,
     }  # fmt: skip
     return fields | {name: value for name, value in wanted.items() if name in names}
 

@@ -3,6 +3,7 @@
     calls       what a model takes and what its config says, where families differ
     gating      what a family computes between its experts' matrices
     interface   what a transformers experts module says about itself; sentinels; recorder hooks
+    own_layouts the families whose experts are not behind transformers' interface, and (own_calls) how they are called
     names       tensor names on disk -> names in memory, expert by expert
     skeleton    a model without memory, and the class of a model without experts
     loading     dense weights through transformers' own loader, experts never read
@@ -10,7 +11,7 @@
 When transformers changes, tests/models/test_models_compat.py says which of these to mend.
 """
 
-from coterie.models.compat.calls import most, takes, tensors_in, text_inputs
+from coterie.models.compat.calls import most, next_inputs, takes, tensors_in, text_inputs
 from coterie.models.compat.interface import (
     accept_sentinels,
     ffn_shape,
@@ -20,6 +21,8 @@ from coterie.models.compat.interface import (
 )
 from coterie.models.compat.loading import load_dense, quiet
 from coterie.models.compat.names import DiskNames, Place
+from coterie.models.compat.own_calls import Reader, Sent, by_table
+from coterie.models.compat.own_layouts import OWN_LAYOUTS, OwnLayout, own_layout
 from coterie.models.compat.skeleton import (
     auto_class,
     beside_text,
@@ -32,17 +35,24 @@ from coterie.models.compat.skeleton import (
 )
 
 __all__ = [
+    "OWN_LAYOUTS",
     "DiskNames",
+    "OwnLayout",
     "Place",
+    "Reader",
+    "Sent",
     "accept_sentinels",
     "auto_class",
     "beside_text",
+    "by_table",
     "class_without",
     "ffn_shape",
     "install_recorders",
     "is_experts",
     "load_dense",
     "most",
+    "next_inputs",
+    "own_layout",
     "quiet",
     "read_config",
     "recorders_installed",

@@ -38,6 +38,14 @@ def text_inputs(model: Any, ids: Tensor) -> dict[str, Tensor]:
     return {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
 
 
+def next_inputs(model: Any, before: Any, ids: Tensor) -> dict[str, Any]:
+    """What a model takes to go on with ``ids`` [B, 1] after the output ``before``. An encoder does not run again."""
+    given = {"past_key_values": getattr(before, "past_key_values", None)}
+    if not model.config.is_encoder_decoder:
+        return {"input_ids": ids, **given}
+    return {"decoder_input_ids": ids, "encoder_outputs": (before.encoder_last_hidden_state,), **given}
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor a cache holds, in whatever its layers keep them."""
     if isinstance(value, Tensor):

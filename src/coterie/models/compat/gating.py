@@ -24,12 +24,13 @@ def gating(module: Any) -> dict[str, Any]:
     """The options of `FFNShape` that say what a fused experts module computes between its matrices.
 
     Args:
-        module: a transformers experts module, on any device.
+        module: a transformers experts module, on any device. One that does not say whether it has a gate has one,
+            before the up projection in their one matrix.
 
     Raises:
         UnsupportedError: it computes in a way we cannot follow.
     """
-    own = functools.partial(_own_gate, module) if module.has_gate else None
+    own = functools.partial(_own_gate, module) if getattr(module, "has_gate", True) else None
     try:
         return next(options for options in _candidates(module) if _same(module, options, own))
     except StopIteration:
@@ -39,13 +40,26 @@ def gating(module: Any) -> dict[str, Any]:
     raise UnsupportedError(f"{type(module).__name__} has an activation of its own, which Coterie does not serve.")
 
 
+def activation_of(function: Any) -> str:
+    """The name of `ACTIVATIONS` that gives the very same numbers as a family's activation, on any device.
+
+    Raises:
+        UnsupportedError: none does.
+    """
+    values = [up for _, up in _probes()]
+    for name, ours in ACTIVATIONS.items():
+        if all(torch.equal(ours(up), function(up)) for up in values):
+            return name
+    raise UnsupportedError(f"{type(function).__name__} is an activation of its own, which Coterie does not serve.")
+
+
 def _candidates(module: Any) -> Iterator[dict[str, Any]]:
     """Ours, likeliest first."""
     config = getattr(module, "config", None)
     named = [getattr(config, name, None) for name in ("hidden_act", "hidden_activation", "mlp_hidden_act")]
     activations = [name for name in dict.fromkeys([*named, *ACTIVATIONS]) if name in ACTIVATIONS]
     yield from ({"activation": name} for name in activations)
-    if module.has_gate:
+    if getattr(module, "has_gate", True):
         clamps, alphas = _numbers(module, _CLAMPS), _numbers(module, _ALPHAS)
         yield from ({"activation": name, "clamp": clamp} for clamp in clamps for name in activations)
         yield from ({"clamp": clamp, "alpha": alpha} for clamp in clamps for alpha in alphas)
@@ -74,7 +88,8 @@ def _same(module: Any, options: dict[str, Any], own: Any) -> bool:
 
 def _own_gate(module: Any, gate: Tensor, up: Tensor) -> Tensor:
     """The family's own function, which wants gate and up in one tensor, laid out as its matrix has them."""
-    fused = torch.cat([gate, up], -1) if module.is_concatenated else torch.stack([gate, up], -1).flatten(-2)
+    beside = getattr(module, "is_concatenated", True)
+    fused = torch.cat([gate, up], -1) if beside else torch.stack([gate, up], -1).flatten(-2)
     return module._apply_gate(fused)
 
 

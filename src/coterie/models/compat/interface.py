@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from coterie.experts import FFNShape
 from coterie.models.compat.gating import gating
+from coterie.models.compat.own_layouts import own_layout
 
 # set by transformers' `use_experts_implementation` on every instance of a decorated class
 _FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm")
@@ -24,13 +26,15 @@ def ffn_shape(
     """The shape of one expert of a fused experts module, on any device.
 
     Args:
-        module: `is_experts`.
+        module: `is_experts`, or one with an `own_layout`.
         fused: whether the weights to be described keep gate and up in one matrix, as the module does.
         transposed, interleaved: how the weights to be described lie, where it is not as in the module.
 
     Raises:
         UnsupportedError: the module computes in a way that we cannot follow.
     """
+    if (own := own_layout(module)) is not None:
+        return replace(own.shape(module), fused=fused)
     last, before = module.down_proj.shape[-1], module.down_proj.shape[-2]
     inner, width = (before, last) if module.is_transposed else (last, before)
     return FFNShape(

@@ -68,6 +68,9 @@ class DiskNames:
         converter = self._by_pattern[pattern]
         steps = [(type(op).__name__, getattr(op, "dim", None)) for op in converter.operations]
         number = re.search(_expert_number(pattern), self._renamed(name))
+        if steps == [_BESIDE] and renamed in self._state and self._state[renamed].dim() == 3:  # stacked already
+            beside = converter.source_patterns
+            return Place(renamed, part=beside.index(pattern), parts=len(beside), fills=(renamed,))
         if number is None or not number.groups():
             return self._whole(renamed, converter, [step for step, _ in steps])
         part, parts = converter.source_patterns.index(pattern), len(converter.source_patterns)

@@ -81,6 +81,8 @@ def text_config(config: Any) -> Any:
 
 def beside_text(model: Any) -> tuple[str, ...]:
     """Names of the modules that a model for pictures and sounds has beside its language model and its head."""
+    if model.config.is_encoder_decoder:  # both read and write text
+        return ()
     text, head = model.get_decoder(), model.get_output_embeddings()
     path = next((name for name, module in model.named_modules() if module is text), "")
     beside: list[str] = []
