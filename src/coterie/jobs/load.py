@@ -216,7 +216,8 @@ def _guard(host: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse a forward that would outgrow the KV cache the budget made room for, before it allocates."""
     residence: Residence = host.coterie
     inputs = kwargs.get("input_ids", args[0] if args else None)
-    inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
+    for name in ("inputs_embeds", "decoder_input_ids"):  # a decoder with an encoder beside it has a text of its own
+        inputs = kwargs.get(name) if inputs is None else inputs
     if inputs is None:
         return
     if inputs.shape[1] > residence.prefill:

@@ -16,7 +16,8 @@ from coterie.jobs.budget import Budget
 from coterie.jobs.load import load
 from coterie.jobs.locate import locate
 from coterie.models.checkpoint import Checkpoint, open_checkpoint
-from coterie.models.compat import auto_class, next_inputs, quiet, text_inputs
+from coterie.models.compat import auto_class, first_inputs, next_inputs, quiet
+from coterie.models.families import AT_ODDS
 from coterie.models.language import load_host
 from coterie.models.linears import use_kernel
 from coterie.models.prompts import Prompts
@@ -123,6 +124,8 @@ def verify(
     del expected
     if not against_transformers:
         return report
+    if (odds := AT_ODDS.get(checkpoint.config.model_type)) is not None:
+        return replace(report, transformers_skipped=odds)
     if not _fits(checkpoint):
         return replace(report, transformers_skipped="the whole model does not fit this machine's free memory")
     say("Running transformers")
@@ -150,11 +153,11 @@ def _run(host: Any, ids: Tensor, steps: int, *, forced: bool = False) -> tuple[T
     ``forced`` says that the last ``steps`` of ``ids`` are the answer: they are fed instead of being chosen.
     """
     prompt, answer = (ids[:, : ids.shape[1] - steps], ids[:, ids.shape[1] - steps :]) if forced else (ids, None)
-    out = host(input_ids=prompt, **text_inputs(host, prompt), use_cache=True)
+    out = host(**first_inputs(host, prompt))
     logits, fed = [out.logits], [prompt]
     for step in range(steps):
         fed.append(out.logits[:, -1:].argmax(-1) if answer is None else answer[:, step, None])
-        out = host(**next_inputs(host, out, fed[-1]), use_cache=True)
+        out = host(**next_inputs(host, out, fed[-1]))
         logits.append(out.logits)
     return torch.cat(logits, 1), torch.cat(fed, 1)
 

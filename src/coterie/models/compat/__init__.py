@@ -11,7 +11,7 @@
 When transformers changes, tests/models/test_models_compat.py says which of these to mend.
 """
 
-from coterie.models.compat.calls import most, next_inputs, takes, tensors_in, text_inputs
+from coterie.models.compat.calls import first_inputs, most, next_inputs, takes, tensors_in, text_inputs
 from coterie.models.compat.interface import (
     accept_sentinels,
     ffn_shape,
@@ -47,6 +47,7 @@ __all__ = [
     "by_table",
     "class_without",
     "ffn_shape",
+    "first_inputs",
     "install_recorders",
     "is_experts",
     "load_dense",

@@ -38,12 +38,21 @@ def text_inputs(model: Any, ids: Tensor) -> dict[str, Tensor]:
     return {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
 
 
+def first_inputs(model: Any, ids: Tensor) -> dict[str, Any]:
+    """What a model takes to read ``ids`` [B, N] and keep a cache; a decoder beside an encoder does so unasked."""
+    asked = {} if model.config.is_encoder_decoder else {"use_cache": True}
+    return {"input_ids": ids, **text_inputs(model, ids), **asked}
+
+
 def next_inputs(model: Any, before: Any, ids: Tensor) -> dict[str, Any]:
     """What a model takes to go on with ``ids`` [B, 1] after the output ``before``. An encoder does not run again."""
+    from transformers.modeling_outputs import MoEModelOutput
+
     given = {"past_key_values": getattr(before, "past_key_values", None)}
     if not model.config.is_encoder_decoder:
-        return {"input_ids": ids, **given}
-    return {"decoder_input_ids": ids, "encoder_outputs": (before.encoder_last_hidden_state,), **given}
+        return {"input_ids": ids, "use_cache": True, **given}
+    read = MoEModelOutput(last_hidden_state=before.encoder_last_hidden_state)
+    return {"decoder_input_ids": ids, "encoder_outputs": read, **given}
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
