@@ -194,6 +194,23 @@ def test_a_mixture_family_without_any_expert_layer(tmp_path):
     refused(tmp_path, "dense model (qwen3_moe)", error=UnsupportedError)
 
 
+@pytest.mark.parametrize("name", ["float17", "int8", 3])
+def test_a_dtype_that_weights_cannot_have(single, name):
+    edit_json(single / "config.json", dtype=name)
+    refused(single, "unknown dtype", repr(name), "bfloat16")
+
+
+def test_a_config_without_a_family(single):
+    edit_json(single / "config.json", model_type=None)
+    refused(single, "no model_type")
+
+
+@pytest.mark.parametrize("k", [0, 9])
+def test_more_experts_per_token_than_there_are(single, k):
+    edit_json(single / "config.json", num_experts_per_tok=k)
+    refused(single, f"sends a token to {k} of 8 experts")
+
+
 def test_a_family_that_transformers_does_not_know(single):
     edit_json(single / "config.json", model_type="hyperexperts")
     refused(single, "'hyperexperts'", "does not know", "pip install -U transformers", error=UnsupportedError)
