@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 ROUNDS = 15  # at most
-SECONDS = 8.0  # of one case, after which no new round begins; three rounds are always made
+SECONDS = 4.0  # of one case, after which no new round begins; three rounds are always made
 
 _FLUSH_BYTES = 96 * 1024**2  # more than any cache of the machines we know
 
