@@ -1,4 +1,4 @@
-"""Write docs/families.md from the table that the tests go over. `make docs` calls it; a test holds the page up to date."""
+"""Write docs/families.md from the table that the tests go over. `make docs` calls it; a test holds it up to date."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import transformers
 
 from coterie.experts import FFNShape
 from coterie.models.compat import beside_text, ffn_shape, skeleton
-from coterie.models.families import EXCLUDED, WHOLE_PROMPT
+from coterie.models.families import AT_ODDS, EXCLUDED, WHOLE_PROMPT
 from coterie.models.find import find_sites
 from coterie.testing.families import ROWS, shared_layout_families, tiny_config
 
@@ -29,6 +29,9 @@ is not in it.
 Nothing here is a list of names that somebody keeps: where a family's experts lie on disk follows from transformers' own
 conversion tables, how they gate is recognised by its values, and the memory they take is counted while the model's own
 code runs without data. A model for pictures or sounds is served by its text side; the rest of it stays on disk.
+
+The exceptions are families that transformers keeps outside its common interface, *own layout* below: each is one
+entry in `coterie.models.compat.OWN_LAYOUTS`.
 
 - **experts**: the activation and, where it is not the usual `down(act(gate(x)) * up(x))`, what else.
 - **ask ahead**: `--prefetch next-gate` works: the router decides by a row alone.
@@ -59,7 +62,7 @@ def _row(family: str) -> str:
     cells = [
         family, f"`{type(model).__name__}`", ", ".join(_computed(ffn_shape(sites[0].experts))),
         "yes" if all(site.gate_takes_rows for site in sites) else "no",
-        "no" if family in WHOLE_PROMPT else "yes", "; ".join(_notes(family, model)),
+        "no" if family in WHOLE_PROMPT or model.config.is_encoder_decoder else "yes", "; ".join(_notes(family, model)),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |\n"
 
@@ -82,8 +85,14 @@ def _computed(shape: FFNShape) -> Iterator[str]:
 def _notes(family: str, model: Any) -> Iterator[str]:
     if beside_text(model):
         yield "text side of a larger model"
+    if ROWS[family].layout == "own":
+        yield "own layout"
     if family in WHOLE_PROMPT:
         yield WHOLE_PROMPT[family]
+    if model.config.is_encoder_decoder:
+        yield "reads with an encoder, writes with a decoder: `run`, `verify`, `plan` and `inspect`, not `trace`"
+    if (odds := AT_ODDS.get(model.config.model_type)) is not None:
+        yield f"computed as published; {odds.rstrip('.')}"
     if not hasattr(model, "generate") or not model.can_generate():
         yield "labels tokens, writes nothing: `verify` and `coterie.load`, not `run`"
     if ROWS[family].note:

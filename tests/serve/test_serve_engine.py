@@ -7,7 +7,8 @@ from coterie.errors import OptionError, PromptError
 from coterie.jobs.load import load
 from coterie.models.prompts import Prompts
 from coterie.serve import Engine, Sampling
-from coterie.testing.checkpoints import save_tiny
+from coterie.testing.checkpoints import save_tiny, tiny_tokenizer
+from coterie.testing.families import save_tiny_family, tiny_family
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0)
 
@@ -63,6 +64,21 @@ def test_a_prompt_longer_than_a_piece_gives_the_answer_of_one_read_whole(tiny):
         answers.append(Engine(host, Prompts.of(tiny, 64)).generate(ids, GREEDY).text)
         host.coterie.close()
     assert answers[0] == answers[1]
+
+
+def test_a_model_that_reads_with_an_encoder_keeps_no_cache(tmp_path):
+    model = tiny_family("switch_transformers")
+    save_tiny_family(tmp_path, model)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    host = load(tmp_path, context=64, slots=3)
+    engine = Engine(host, Prompts.of(tmp_path, 64))
+    first = engine.prompts.encode("hello", raw=True)
+    for ids in (first, torch.cat([first, engine.prompts.encode(" and more words", raw=True)], 1)):
+        expected = model.generate(ids, max_new_tokens=8, do_sample=False)[0, 1:]
+        generation = engine.generate(ids, GREEDY)
+        assert generation.text == engine.prompts.tokenizer.decode(expected, skip_special_tokens=True)
+        assert generation.new_tokens == len(expected)
+    host.coterie.close()
 
 
 def test_a_forward_beyond_the_budget_is_refused(engine):

@@ -95,7 +95,8 @@ ROWS: Mapping[str, Row] = {
         "audio_config": None,
         "vision_config": {
             "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4,
-            "num_key_value_heads": 4, "head_dim": 8, "global_head_dim": 8, "patch_size": 4, "position_embedding_size": 16,
+            "num_key_value_heads": 4, "head_dim": 8, "global_head_dim": 8, "patch_size": 4,
+            "position_embedding_size": 16,
         },
     }),
     "glm4_moe": Row(), "glm4_moe_lite": Row(options=_FULL),
@@ -137,7 +138,10 @@ ROWS: Mapping[str, Row] = {
     "zaya": Row(k=1),
     # experts in a layout of the family's own
     "dbrx": Row(layout="own", options={"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8}}),
-    "llama4": Row("llama4_text", {"intermediate_size_mlp": 48, "attention_chunk_size": 64}, layout="own"),
+    "llama4": Row(
+        "llama4_text", {"intermediate_size_mlp": 48, "attention_chunk_size": 64}, layout="own",
+        note="scores scale what goes into experts",
+    ),
     "longcat_flash": Row(layout="own", options={"zero_expert_num": 3, "num_key_value_heads": 4}),
     "nllb_moe": Row("nllb-moe", {
         "encoder_sparse_step": 1, "decoder_sparse_step": 1, "moe_token_dropout": 0.2, "decoder_start_token_id": 2,
