@@ -21,10 +21,10 @@ HEAD = """\
 
 # Families
 
-Every mixture-of-experts family that transformers {version} can build, {served} of {all} of them served: opened from disk,
-run under a budget with the bits of everything resident, held against transformers, and generating its tokens. The tests
-go over this very table (`tests/models/test_models_families.py`), and fail when a new transformers brings a family that
-is not in it.
+Every mixture-of-experts family that transformers {version} can build, {served} of {all} of them served: opened from
+disk, run under a budget with the bits of everything resident, held against transformers, and generating its tokens. The
+tests go over this very table (`tests/models/test_models_families.py`), and fail when a new transformers brings a family
+that is not in it.
 
 Nothing here is a list of names that somebody keeps: where a family's experts lie on disk follows from transformers' own
 conversion tables, how they gate is recognised by its values, and the memory they take is counted while the model's own

@@ -87,8 +87,8 @@ def check_family(config: Mapping[str, Any], where: str) -> None:
     asked = config.get("dtype", config.get("torch_dtype"))
     if asked is not None and asked not in _DTYPES:
         raise CheckpointError(
-            f"{where} has an unknown dtype in config.json: {asked!r}. Weights are {', '.join(_DTYPES)}: mend that line, "
-            "or copy config.json again."
+            f"{where} has an unknown dtype in config.json: {asked!r}. Weights are {', '.join(_DTYPES)}: mend that "
+            "line, or copy config.json again."
         )
     if kind in EXCLUDED:
         raise UnsupportedError(f"{where} is of the family {kind!r}, which is not served: {EXCLUDED[str(kind)]}")
