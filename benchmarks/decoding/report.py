@@ -86,6 +86,6 @@ def _bound(config: dict[str, Any]) -> float:
 
 
 _READING = """Every arm is fed the same {decode} tokens after a prompt of {prompt}, over the same experts (uniform
-routes, imposed: each token draws its experts anew). Arms take turns, {rounds} rounds, one process; times are medians over the
-rounds of a round's median step. Before that, all logits were compared with transformers' default; an arm whose
+routes, imposed: each token draws its experts anew). Arms take turns, {rounds} rounds, one process; times are medians
+over the rounds of a round's median step. Before that, all logits were compared with transformers' default; an arm whose
 relative error (L2, worst step) is above {tolerance} gets no time. Raw numbers: {raw}."""
