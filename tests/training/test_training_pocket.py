@@ -63,6 +63,7 @@ def test_the_card_says_what_was_measured(trained):
         assert f"| {domain} | {numbers['model']:.2f} | {numbers['trigram']:.2f} |" in card
         assert numbers["trigram"] == min(numbers["trigram_all_text"], numbers["trigram_own_text"])
     assert "--steps 8 --seed 0" in card
+    assert "plan was changed" not in card
     assert "not stated" in card
     assert (out / "loss.svg").read_text().count("<polyline") == 3
     assert set(json.loads((out / "samples.json").read_text())) == {"manuals", "stories"}
@@ -85,6 +86,14 @@ def test_stopped_and_resumed_is_the_same_model(trained, texts, small, tmp_path):
     train_pocket(out, texts, recipe=small(8), resume=True)
     expected = load_file(trained[0] / "model.safetensors")
     assert all(torch.equal(value, expected[name]) for name, value in load_file(out / "model.safetensors").items())
+
+
+def test_a_plan_that_was_changed_is_told(texts, small, tmp_path):
+    with pytest.raises(Stop):
+        train_pocket(tmp_path / "model", texts, recipe=small(9), progress=stop_at(5))
+    train_pocket(tmp_path / "model", texts, recipe=small(6), resume=True)
+    card = " ".join((tmp_path / "model" / "README.md").read_text().split())
+    assert "from step 0 9 steps with 4 of decay; from step 3 6 steps with 3 of decay" in card
 
 
 def test_a_stop_while_measuring_loses_no_training(texts, small, tmp_path, monkeypatch):

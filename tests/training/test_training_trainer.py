@@ -158,7 +158,7 @@ def test_the_log_has_a_line_for_each_step_and_survives_damage(tmp_path):
     with (tmp_path / LOG).open("a") as file:
         file.write(json.dumps({"step": 6, "extra": 1, "seconds": 0.5}) + '\n{"step": 7, "lo')
     records = read_log(tmp_path)
-    assert [record["step"] for record in records] == list(range(1, 7))
+    assert [record["step"] for record in records] == list(range(7))  # 0 tells the plan
     assert {"loss", "learning_rate", "grad_norm", "extra"} <= records[-1].keys()
     assert seconds_spent(tmp_path) >= 0.5
     assert read_log(tmp_path / "nowhere") == []

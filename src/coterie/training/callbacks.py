@@ -51,6 +51,10 @@ class Log(TrainerCallback):
         names = ("loss", "grad_norm", "learning_rate")
         self.write(state.global_step, {name: logs[name] for name in names if logs and name in logs})
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        decay = (args.lr_scheduler_kwargs or {}).get("num_decay_steps")
+        self.write(state.global_step, {"planned_steps": state.max_steps, "planned_decay_steps": decay})
+
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Add a line now; without values nothing."""
         if not values:

@@ -87,7 +87,7 @@ coterie train pocket --text TEXT --domains {domains} --sources sources.json \\
   --steps {options["steps"]} --seed {options["seed"]} --out OUT
 ```
 
-{_how(recipe, history, measures["versions"])}
+{_how(recipe, history, measures["versions"])}{_plans(history)}
 
 ![Loss by step](loss.svg)
 
@@ -108,6 +108,18 @@ def _how(recipe: Measures, history: Measures, versions: Mapping[str, str]) -> st
         {recipe["evenness"]}: {history["tokens_seen"]:,} tokens in all. The balance loss
         ({recipe["shape"]["router_aux_loss_coef"]}) is over the whole batch, so a domain may have experts of its own.
         {history["hours"]} hours on {history["threads"]} CPU thread(s), finished {history["finished"]}; {named}."""
+    )
+
+
+def _plans(history: Measures) -> str:
+    """What changed on the way, where something did: then the command above does not give the very same weights."""
+    plans = [plan for at, plan in enumerate(history["plans"]) if not at or plan[1:] != history["plans"][at - 1][1:]]
+    if len(plans) < 2:
+        return ""
+    told = "; ".join(f"from step {step:,} {steps:,} steps with {decay:,} of decay" for step, steps, decay in plans)
+    return "\n\n" + _filled(
+        f"""The plan was changed on the way: {told}. So the rate fell in pieces, and a run of the command above, which
+        has the last plan from its start, gives another model of the same kind."""
     )
 
 

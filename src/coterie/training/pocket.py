@@ -25,7 +25,8 @@ SHAPE: Mapping[str, Any] = {
     "num_key_value_heads": 1, "num_experts": 16, "num_experts_per_tok": 4, "max_position_embeddings": 1024,
     "norm_topk_prob": True, "tie_word_embeddings": True, "router_aux_loss_coef": 0.01,
 }  # fmt: skip
-STEPS, DECAY, VALID_WINDOWS = 7200, 7 / 12, 32
+STEPS, DECAY = 5900, 2178 / 5900  # those of the model that ships
+VALID_WINDOWS = 32
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,13 @@ def history(work: Path, recipe: Recipe) -> dict[str, Any]:
         for record in log
         if any(name.startswith("valid_") for name in record)
     ]
+    plans = [
+        (record["step"], record["planned_steps"], record["planned_decay_steps"])
+        for record in log
+        if "planned_steps" in record
+    ]
     tokens = recipe.options.steps * recipe.options.batch * recipe.length
     return {
         "tokens_seen": tokens, "hours": round(seconds_spent(work) / 3600, 2), "threads": torch.get_num_threads(),
-        "finished": time.strftime("%Y-%m-%d"), "train": losses[every - 1 :: every], "valid": valid,
+        "finished": time.strftime("%Y-%m-%d"), "plans": plans, "train": losses[every - 1 :: every], "valid": valid,
     }  # fmt: skip
