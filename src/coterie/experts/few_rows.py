@@ -25,7 +25,7 @@ from torch import Tensor
 
 from coterie.errors import OptionError
 
-__all__ = ["Compile", "few_rows", "few_rows_twice", "has_few", "kernel_problem", "wants_kernel"]
+__all__ = ["Compile", "few_rows", "has_few", "kernel_problem", "wants_kernel"]
 
 Compile = bool | Literal["auto"]
 
@@ -119,16 +119,6 @@ def few_rows(
     return y
 
 
-def few_rows_twice(x: Tensor, first: Tensor, second: Tensor, transposed: bool) -> list[Tensor]:
-    """``x [n, I]`` times two matrices of one shape, in one call: twice [n, O], the bits of `few_rows`."""
-    kernel, n = _made, x.shape[0]
-    assert isinstance(kernel, _Kernel), kernel
-    y = torch.empty(2 * n, first.shape[-1 if transposed else -2], dtype=x.dtype)
-    addresses = (first.data_ptr(), second.data_ptr())
-    kernel.run(torch.cat((x, x)), y, addresses, None, (0, n, 2 * n), first.dtype, transposed)
-    return [y[:n], y[n:]]
-
-
 def _is_read(weight: Tensor, dtype: torch.dtype, recording: bool) -> bool:
     fits = weight.dtype == dtype or (dtype == torch.float32 and weight.dtype == torch.bfloat16)
     plain = type(weight) in _PLAIN and weight.is_contiguous() and weight.device.type == "cpu"
@@ -151,37 +141,22 @@ class _Kernel:
         starts: Sequence[int],
         transposed: bool,
     ) -> None:
-        """As `few_rows`, into ``y``."""
-        nbytes = x.shape[1] * y.shape[1] * matrices.element_size()
-        offsets = None if biases is None else _addresses(biases, y.shape[1] * biases.element_size(), groups)
-        self.run(x, y, _addresses(matrices, nbytes, groups), offsets, starts, matrices.dtype, transposed)
-
-    def run(
-        self,
-        x: Tensor,
-        y: Tensor,
-        matrices: Sequence[int],
-        biases: Sequence[int] | None,
-        starts: Sequence[int],
-        dtype: torch.dtype,
-        transposed: bool,
-    ) -> None:
-        """The same with addresses of matrices and biases, in ``dtype``."""
-        count, inputs, outputs = len(matrices), x.shape[1], y.shape[1]
-        pointers, nbytes = ctypes.c_void_p * count, inputs * outputs * dtype.itemsize
+        count, inputs, outputs = len(groups), x.shape[1], y.shape[1]
+        nbytes = inputs * outputs * matrices.element_size()
         threads = min(torch.get_num_threads(), 1 + count * nbytes // _BYTES_PER_THREAD)
         failed = self._function(
-            pointers(*matrices), None if biases is None else pointers(*biases), (ctypes.c_int64 * (count + 1))(*starts),
-            count, x.data_ptr(), y.data_ptr(), outputs, inputs, threads, dtype == torch.bfloat16,
-            x.dtype == torch.bfloat16, transposed,
+            _addresses(matrices, nbytes, groups),
+            None if biases is None else _addresses(biases, outputs * biases.element_size(), groups),
+            (ctypes.c_int64 * (count + 1))(*starts), count, x.data_ptr(), y.data_ptr(), outputs, inputs, threads,
+            matrices.dtype == torch.bfloat16, x.dtype == torch.bfloat16, transposed,
         )  # fmt: skip
         if failed:
             raise MemoryError(f"no memory for a copy of {x.shape[0]} rows of {inputs}")
 
 
-def _addresses(stack: Tensor, nbytes: int, groups: Sequence[int]) -> list[int]:
+def _addresses(stack: Tensor, nbytes: int, groups: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:
     base = stack.data_ptr()
-    return [base + group * nbytes for group in groups]
+    return (ctypes.c_void_p * len(groups))(*[base + group * nbytes for group in groups])
 
 
 def _make() -> _Kernel | str:

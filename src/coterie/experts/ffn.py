@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from coterie.errors import OptionError
 from coterie.experts.base import Experts
 from coterie.experts.buckets import bucketed
-from coterie.experts.few_rows import few_rows, few_rows_twice, has_few
+from coterie.experts.few_rows import few_rows, has_few
 from coterie.experts.grouped import grouped_rows
 from coterie.experts.one_by_one import one_by_one, suits_one_by_one
 from coterie.experts.shape import FFNShape
@@ -50,11 +50,8 @@ def expert_forward(x: Tensor, weights: Mapping[str, Tensor], shape: FFNShape, *,
     """
     few = compiled and has_few(x, _multiplied(weights))
     linear = _few_linear if few else _linear
-    if few and len(shape.up_names) == 2 and not shape.bias:
-        ups = few_rows_twice(x, weights["gate_proj"], weights["up_proj"], shape.transposed)
-    else:
-        filled = x if few else bucketed(x)
-        ups = [linear(filled, weights, name, shape.transposed) for name in shape.up_names]
+    filled = x if few else bucketed(x)
+    ups = [linear(filled, weights, name, shape.transposed) for name in shape.up_names]
     hidden = shape.hidden(ups[-1], ups[0] if len(ups) == 2 else None)
     rows = linear(hidden, weights, "down_proj", shape.transposed)[: x.shape[0]]
     return shape.finish(rows, weights.get("post_norm"))
