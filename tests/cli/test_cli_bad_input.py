@@ -84,8 +84,8 @@ BROKEN = {
     "a lying header": (lie, ["damaged", "again"]),
     "a dense model": (dense_model, ["dense", "upcycle"]),
     "a quantised format": (lambda path: edit_config(path, quantization_config={"quant_method": "gptq"}), ["gptq"]),
-    "an unknown family": (lambda path: edit_config(path, model_type="brontosaurus"), ["brontosaurus", "olmoe"]),
-    "a family not served yet": (lambda path: edit_config(path, model_type="dbrx"), ["dbrx", "olmoe"]),
+    "an unknown family": (lambda path: edit_config(path, model_type="brontosaurus"), ["brontosaurus", "pip install"]),
+    "a family not served": (lambda path: edit_config(path, model_type="jetmoe"), ["jetmoe", "attention"]),
     "no tokenizer": (without_tokenizer, ["tokenizer"]),
     "a config that is no JSON": (lambda path: (path / "config.json").write_text("{") and path, ["config.json"]),
 }

@@ -196,7 +196,7 @@ def test_it_can_be_written_and_read(checkpoint):
     text = found.describe()
     for word in ("dense weights", "KV cache", "workspace", "floor", "uniform routes", "<- this budget", "made up"):
         assert word in text
-    assert max(map(len, text.splitlines())) <= 120
+    assert max(len(line) for line in text.splitlines()[1:]) <= 120  # the first line has the model's path in it
 
 
 def test_machine_without_a_budget(checkpoint):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 from coterie.errors import BudgetError
 from coterie.store.blob import ALIGNMENT
 from coterie.units import format_bytes
 
+# of every processor we know; a slot smaller than one would share it with its neighbours
+_HUGE_PAGE = 2 * 1024**2
+
 
 class Arena:
-    """Page-aligned slots of one size in anonymous private memory.
+    """Page-aligned slots of one size in anonymous private memory, on huge pages where slots are large.
 
-    Nothing is touched before it is used: a slot costs memory from its first read on, and none after
-    `discard`. Not thread-safe; the store calls it where only one thread can know the slot.
+    Nothing is touched before it is used: a slot costs memory from its first read on (in steps of a page, which may
+    reach into its neighbours), and none after `discard`. Not thread-safe; the store calls it where only one thread
+    can know the slot.
 
     Args:
         slots: how many, at least one.
@@ -43,6 +48,10 @@ class Arena:
         except (OSError, OverflowError, ValueError) as error:
             size = format_bytes(slots * self.slot_bytes)
             raise BudgetError(f"The machine does not give {size} for experts: {error}. Ask for less.") from error
+        if self.slot_bytes >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+            # experts are read from end to end; a kernel built without huge pages says no
+            with contextlib.suppress(OSError):
+                mapping.madvise(mmap.MADV_HUGEPAGE)
         first = len(self._slots)
         self._slots += [(mapping, number * self.slot_bytes) for number in range(slots)]
         return range(first, len(self._slots))
