@@ -159,9 +159,10 @@ def _host(checkpoint: Checkpoint, store: Store, blobs: Mapping[Key, Blob]) -> An
 
     def experts(site: ExpertSite) -> StoreExperts:
         alike = repr(site.storage)  # layers compute one after another: those alike share the memory
-        scratch = scratches.setdefault(alike, site.storage.scratch(checkpoint.compute_dtype))
+        if alike not in scratches:
+            scratches[alike] = site.storage.scratch(site.dtype)
         return StoreExperts(
-            store, site.name, site.num_experts, site.shape, storage=site.storage, scratch=scratch or None
+            store, site.name, site.num_experts, site.shape, storage=site.storage, scratch=scratches[alike]
         )  # fmt: skip
 
     return load_host(checkpoint, experts)

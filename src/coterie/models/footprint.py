@@ -148,5 +148,4 @@ def _expert_bytes(site: ExpertSite, tokens: int, size: int) -> int:
     """Rows sent out, rows back, their weighted sum in float32, and one expert that everybody goes to."""
     width, inner = site.shape.width, site.shape.inner
     sums = tokens * site.top_k * width * (2 * size + 4) + tokens * width * 4
-    dtype = torch.float32 if size == 4 else torch.bfloat16
-    return sums + tokens * (2 * width + 4 * inner) * size + site.storage.scratch_bytes(dtype)
+    return sums + tokens * (2 * width + 4 * inner) * size + site.storage.scratch_bytes(site.dtype)

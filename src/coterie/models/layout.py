@@ -63,7 +63,7 @@ def sort_tensors(
     dense = Dense(state, outside, quantization, where)
     for name, part in ranges.items():
         place, base, role = names.place(name), name, ""
-        if not set(place.fills) & state.keys():
+        if method is not None and not set(place.fills) & state.keys():
             base, role = split_name(name, method)
             place = names.place(base)
         site, weight = _of_site(place.name, found)
