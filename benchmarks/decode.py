@@ -17,6 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import rawfile
 import torch
 from decoding.report import render
 from decoding.rounds import compare, timed
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (RuntimeError, OSError) as error:
         sys.exit(str(error))
     print(raw.with_suffix(".md").read_text())
-    say(f"Written: {raw.with_suffix('.md')} and {raw.name}")
+    rawfile.say(f"Written: {raw.with_suffix('.md')} and {raw.name}")
 
 
 def run(options: argparse.Namespace) -> Path:
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> Path:
     from decoding.models import make_arms
 
     scale = SCALES[options.scale]
-    say(f"Making the model in {options.work}, unless it is there")
+    rawfile.say(f"Making the model in {options.work}, unless it is there")
     options.work.mkdir(parents=True, exist_ok=True)
     checkpoint = make_checkpoint(options.work, scale)
     positions = options.prompt + options.decode
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> Path:
     ids = torch.randint(2, scale.vocab, (1, positions), generator=draw)
     records: list[Any] = [{"kind": "answers", "answers": compare(arms, ids, options.prompt)}]
     right = {name: arm for name, arm in arms.items() if not render_wrong(records[0], name)}
-    records += timed(right, ids, options.prompt, options.rounds, say)
+    records += timed(right, ids, options.prompt, options.rounds, rawfile.say)
     return _write(options, scale, records)
 
 
@@ -79,7 +80,7 @@ def _write(options: argparse.Namespace, scale: Scale, records: list[Any]) -> Pat
     options.results.mkdir(parents=True, exist_ok=True)
     facts = all_facts(options.work)
     theme = "decode" if scale.name == "full" else f"decode-{scale.name}"
-    raw = _fresh(options.results, f"{theme}_{hardware_name(facts['hardware'])}_{date.today().isoformat()}")
+    raw = rawfile.fresh(options.results, f"{theme}_{hardware_name(facts['hardware'])}_{date.today().isoformat()}")
     config = {
         "facts": facts, "scale": scale.name, "threads": torch.get_num_threads(), "kernel": kernel_problem(),
         "prompt": options.prompt, "decode": options.decode, "rounds": options.rounds, "raw": raw.name,
@@ -92,13 +93,7 @@ def _write(options: argparse.Namespace, scale: Scale, records: list[Any]) -> Pat
 
 def render_file(raw: Path) -> str:
     """The report of a file of raw numbers."""
-    config, *records = (json.loads(line) for line in raw.read_text().splitlines())
-    return render(config["config"], records)
-
-
-def say(text: str) -> None:
-    """Progress, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    return render(*rawfile.read(raw))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,12 +107,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--render", type=Path, metavar="FILE", help="raw numbers of an earlier run; runs nothing")
     return parser
-
-
-def _fresh(results: Path, stem: str) -> Path:
-    """A file name that is not taken: an earlier run of the day is kept."""
-    names = (results / f"{stem}{tail}.jsonl" for tail in ("", *(f"_{n}" for n in range(2, 1000))))
-    return next(path for path in names if not path.exists())
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
+import rawfile
 import torch
 from layers.benchmark import Choice, run
 from layers.report import render
@@ -36,18 +37,18 @@ def main(arguments: list[str] | None = None) -> None:
         return
     raw = measure(_choice(options), options.results)
     print(raw.with_suffix(".md").read_text())
-    say(f"Written: {raw.with_suffix('.md')} and {raw.name}")
+    rawfile.say(f"Written: {raw.with_suffix('.md')} and {raw.name}")
 
 
 def measure(choice: Choice, results: Path) -> Path:
     """Run everything; returns the file of raw numbers, with the report beside it as ``.md``."""
     results.mkdir(parents=True, exist_ok=True)
     facts = all_facts(results)
-    raw = _fresh(results, f"layer_{hardware_name(facts['hardware'])}_{date.today().isoformat()}")
+    raw = rawfile.fresh(results, f"layer_{hardware_name(facts['hardware'])}_{date.today().isoformat()}")
     config = {"facts": facts, "threads": torch.get_num_threads(), "kernel": kernel_problem(), "raw": raw.name}
     with raw.open("w") as file:
         file.write(json.dumps({"config": config}) + "\n")
-        for record in run(choice, say):
+        for record in run(choice, rawfile.say):
             file.write(json.dumps(record) + "\n")
             file.flush()
     raw.with_suffix(".md").write_text(render_file(raw))
@@ -56,13 +57,7 @@ def measure(choice: Choice, results: Path) -> Path:
 
 def render_file(raw: Path) -> str:
     """The report of a file of raw numbers, complete or not."""
-    config, *records = (json.loads(line) for line in raw.read_text().splitlines())
-    return render(config["config"], records)
-
-
-def say(text: str) -> None:
-    """Progress, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    return render(*rawfile.read(raw))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,12 +82,6 @@ def _choice(options: argparse.Namespace) -> Choice:
     return Choice(
         tuple(shapes), tuple(tokens), tuple(DTYPES[d] for d in options.dtypes), backward, options.seed, options.pause
     )
-
-
-def _fresh(results: Path, stem: str) -> Path:
-    """A file name that is not taken: an earlier run of the day is kept."""
-    names = (results / f"{stem}{tail}.jsonl" for tail in ("", *(f"_{n}" for n in range(2, 1000))))
-    return next(path for path in names if not path.exists())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from offloading.arms import ARMS
 from offloading.benchmark import Choice, prepare, render_file, run
 from offloading.routes import KINDS
 from offloading.scales import SCALES
+from rawfile import say
 
 from coterie.units import parse_bytes
 
@@ -46,11 +47,6 @@ def main() -> None:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def say(text: str) -> None:
-    """Progress, on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import rawfile
+
 from coterie.units import format_bytes
 from offloading.accelerated import make_offload_folder
 from offloading.bounds import belady_bytes
@@ -112,8 +114,8 @@ def _run(choice: Choice, results: Path, say: Say) -> Path:
 
 def render_file(raw: Path) -> str:
     """The report of a file of raw numbers, complete or not."""
-    config, *records = (json.loads(line) for line in raw.read_text().splitlines())
-    return render(config["config"], records, _belady(config["config"]))
+    config, records = rawfile.read(raw)
+    return render(config, records, _belady(config))
 
 
 def _with_budget(spec: Spec, choice: Choice) -> tuple[Spec, str]:
@@ -154,11 +156,8 @@ def _unjudged(choice: Choice, shares: dict[str, float]) -> str:
 
 def _fresh(results: Path, choice: Choice, facts: dict[str, Any]) -> Path:
     """A file name that is not taken: an earlier run of the day is kept."""
-    results.mkdir(parents=True, exist_ok=True)
     theme = "offload" if choice.scale.name == "full" else f"offload-{choice.scale.name}"
-    stem = f"{theme}_{hardware_name(facts['hardware'])}_{date.today().isoformat()}"
-    names = (results / f"{stem}{tail}.jsonl" for tail in ("", *(f"_{n}" for n in range(2, 1000))))
-    return next(path for path in names if not path.exists())
+    return rawfile.fresh(results, f"{theme}_{hardware_name(facts['hardware'])}_{date.today().isoformat()}")
 
 
 def _belady(config: dict[str, Any]) -> Belady:
