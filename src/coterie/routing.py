@@ -301,7 +301,8 @@ class RouteContext:
         step, micro_step, total_steps, training: where in training we are.
         pass_id: [T] int64 or one int: which forward pass an item belongs to (THOR doubles the batch).
         seed: of counter-based draws.
-        overrides: request-time options: ``k``, ``p``, ``mean_experts``.
+        overrides: request-time options: ``k``, ``p``, ``mean_experts``, ``draw``.
+        chosen: [T, K] route ids decided earlier, R where empty: the selection is replayed, weights are computed.
         bias: [B or T, E], added to the logits before selection.
         allowed: [E] or [T, E] bool, experts an item may use.
         plan: decided earlier, for routers that follow one.
@@ -321,6 +322,7 @@ class RouteContext:
     pass_id: Tensor | int = 0
     seed: int = 0
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Tensor | None = None
     bias: Tensor | None = None
     allowed: Tensor | None = None
     plan: RoutePlan | None = None

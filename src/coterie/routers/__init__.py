@@ -8,10 +8,20 @@ time belongs to the store.
 
 from coterie.routers.base import Part, Router, RouterLike, Scope, Score, Scores, Select, Weigh
 from coterie.routers.planner import FromPlan, Planner
-from coterie.routers.presets import group_limited, hash_routing, sigmoid_bias, top_k
+from coterie.routers.presets import (
+    PRESETS,
+    SiteShape,
+    build_routers,
+    group_limited,
+    hash_routing,
+    preset_options,
+    sigmoid_bias,
+    top_k,
+)
 from coterie.routers.routes import RouteTable
 
 __all__ = [
+    "PRESETS",
     "FromPlan",
     "Part",
     "Planner",
@@ -22,9 +32,12 @@ __all__ = [
     "Score",
     "Scores",
     "Select",
+    "SiteShape",
     "Weigh",
+    "build_routers",
     "group_limited",
     "hash_routing",
+    "preset_options",
     "sigmoid_bias",
     "top_k",
 ]

@@ -12,13 +12,14 @@ final subclass of `Score`, `Select` or `Weigh` in a file of its own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 from torch import Tensor, nn
 
 from coterie.errors import OptionError
-from coterie.routers.limits import allowed_routes, biased
+from coterie.routers.limits import allowed_routes, biased, replayed
 from coterie.routers.routes import RouteTable
 from coterie.routing import RouteContext, Routing
 
@@ -96,6 +97,10 @@ class Select(Part):
     def forward(self, scores: Scores, ctx: RouteContext) -> Tensor:
         """Must choose nothing where ``scores.allowed`` is False."""
 
+    def choose(self, scores: Scores, ctx: RouteContext) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """What `forward` returns, with what it cost: numbers for `Routing.extra`, such as the share dropped."""
+        return self(scores, ctx), {}
+
 
 class Weigh(Part):
     """(scores, chosen) -> weights [T, K] float32 or wider; what stands at empty places is ignored."""
@@ -133,9 +138,10 @@ class Router(nn.Module):
         `RouteContext.bias` is added to the logits, so it reaches selection, probs and weights;
         routes that are not allowed have probability 0 and are not chosen; items whose mask is
         False choose nothing. ``logits`` of the result carry the bias, not the prohibitions.
+        `RouteContext.chosen` stands in for the selection: a replay weighs what was chosen before.
 
         Raises:
-            RoutingError: the context's tables do not fit T items and E experts.
+            RoutingError: the context's tables do not fit T items, E experts and R routes.
             OptionError: an override is out of range.
         """
         ctx = RouteContext() if ctx is None else ctx
@@ -143,12 +149,17 @@ class Router(nn.Module):
         logits = biased(logits, self.routes, ctx)
         allowed = allowed_routes(logits, self.routes, ctx)
         scores = Scores(logits, self.weigh.probs(logits, allowed), allowed)
-        chosen = self.select(scores, ctx)
+        chosen, extra = self._choose(scores, ctx)
         weights = self.weigh(scores, chosen)
         return Routing.from_padded(
             weights, self.routes.experts_of(chosen), self.num_experts,
-            chosen=chosen, logits=logits, probs=scores.probs, carry=carry,
+            chosen=chosen, logits=logits, probs=scores.probs, carry=carry, extra=extra,
         )  # fmt: skip
+
+    def _choose(self, scores: Scores, ctx: RouteContext) -> tuple[Tensor, Mapping[str, Tensor]]:
+        if ctx.chosen is None:
+            return self.select.choose(scores, ctx)
+        return replayed(ctx.chosen, scores.logits, scores.allowed), {}
 
     @property
     def num_experts(self) -> int:

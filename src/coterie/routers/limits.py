@@ -51,6 +51,25 @@ def allowed_routes(logits: Tensor, routes: RouteTable, ctx: RouteContext) -> Ten
     return allowed
 
 
+def replayed(chosen: Tensor, logits: Tensor, allowed: Tensor | None) -> Tensor:
+    """``chosen [T, K]`` decided earlier, without the routes that are not allowed now.
+
+    Raises:
+        RoutingError: it has other items, or names a route that is not there.
+    """
+    num_items, num_routes = logits.shape
+    if chosen.dim() != 2 or chosen.shape[0] != num_items:
+        raise RoutingError(f"a replay of {num_items} items needs chosen [T, K], found {tuple(chosen.shape)}.")
+    if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) <= num_routes:
+        raise RoutingError(
+            f"a replay names routes {int(chosen.min())} to {int(chosen.max())} of 0 to {num_routes - 1}."
+        )
+    if allowed is None:
+        return chosen
+    shut = torch.cat([~allowed, allowed.new_zeros(num_items, 1)], dim=1).gather(1, chosen)
+    return chosen.masked_fill(shut, num_routes)
+
+
 def asked_k(default: int, most: int, ctx: RouteContext) -> int:
     """K of this call: ``ctx.overrides["k"]`` where given, in 1..``most``.
 

@@ -1,7 +1,4 @@
-"""Named combinations of parts: a function whose signature is its recipe schema.
-
-Every argument is a number, a word or a truth value, so that a recipe file can hold it.
-"""
+"""The routers that checkpoints in the wild have."""
 
 from __future__ import annotations
 
@@ -11,11 +8,13 @@ import torch
 
 from coterie.errors import OptionError
 from coterie.routers.base import Router, Weigh
+from coterie.routers.presets.build import PRESETS
 from coterie.routers.score import HashScore, LinearScore, random_table
 from coterie.routers.select import GroupLimited, TopK
 from coterie.routers.weigh import Raw, Selected
 
 
+@PRESETS.register("top_k")
 def top_k(
     width: int,
     num_experts: int,
@@ -55,6 +54,7 @@ def top_k(
     return Router(score, TopK(k, num_experts), weigh)
 
 
+@PRESETS.register("sigmoid_bias")
 def sigmoid_bias(width: int, num_experts: int, k: int, *, renormalise: bool = True, scale: float = 1.0) -> Router:
     """The ``k`` experts of highest sigmoid plus correction, weighted by the sigmoid alone.
 
@@ -71,6 +71,7 @@ def sigmoid_bias(width: int, num_experts: int, k: int, *, renormalise: bool = Tr
     )
 
 
+@PRESETS.register("group_limited")
 def group_limited(
     width: int,
     num_experts: int,
@@ -102,6 +103,7 @@ def group_limited(
     )
 
 
+@PRESETS.register("hash_routing")
 def hash_routing(vocab_size: int, num_experts: int, k: int = 1, *, seed: int = 0) -> Router:
     """``k`` experts by a random table of token ids, equal weights that sum to one (arXiv 2106.04426).
 

@@ -1,0 +1,21 @@
+"""Named combinations of parts: a function whose signature is its recipe schema.
+
+Every argument is a number, a word or a truth value, so that a recipe file can hold it. The first
+three are what a site knows by itself (D, E and k); a preset whose routers share parts from layer to
+layer also takes ``follow``, the router of the layer before. `PRESETS` has them by name, and
+`build_routers` makes those of a whole model.
+"""
+
+from coterie.routers.presets.build import PRESETS, SiteShape, build_routers, preset_options
+from coterie.routers.presets.checkpoints import group_limited, hash_routing, sigmoid_bias, top_k
+
+__all__ = [
+    "PRESETS",
+    "SiteShape",
+    "build_routers",
+    "group_limited",
+    "hash_routing",
+    "preset_options",
+    "sigmoid_bias",
+    "top_k",
+]

@@ -1,0 +1,75 @@
+"""The routers of a whole model, from a preset's name and its options."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.errors import OptionError
+from coterie.registry import Registry
+from coterie.routers.base import Router
+
+PRESETS: Registry[Callable[..., Router]] = Registry("router")
+
+# what a site or the layer before gives, not the user
+_GIVEN = ("width", "num_experts", "vocab_size", "follow")
+
+
+@dataclass(frozen=True)
+class SiteShape:
+    """What one layer tells its router: D, E, the usual number of choices, and the vocabulary of the model."""
+
+    width: int
+    num_experts: int
+    k: int
+    vocab_size: int = 0
+
+
+def build_routers(name: str, sites: Sequence[SiteShape], options: Mapping[str, Any]) -> list[Router]:
+    """One router per site, in the order of the layers; those of one model share what the preset shares.
+
+    Args:
+        name: of a preset in `PRESETS`.
+        sites: of the layers.
+        options: the preset's own arguments, as a recipe has them; ``k`` defaults to that of the site.
+
+    Raises:
+        OptionError: an unknown preset or option (the nearest is suggested), or a value that is not allowed.
+    """
+    preset = PRESETS.get(name)
+    known = inspect.signature(preset).parameters
+    _check_options(name, options)
+    routers: list[Router] = []
+    for site in sites:
+        given: dict[str, Any] = {
+            "width": site.width, "num_experts": site.num_experts, "k": site.k, "vocab_size": site.vocab_size,
+            "follow": routers[-1] if routers else None,
+        }  # fmt: skip
+        routers.append(preset(**{**{key: value for key, value in given.items() if key in known}, **options}))
+    return routers
+
+
+def preset_options(name: str) -> dict[str, Any]:
+    """The options a recipe may set, with their defaults; ``k`` is the site's where none is given.
+
+    Raises:
+        OptionError: an unknown preset.
+    """
+    parameters = inspect.signature(PRESETS.get(name)).parameters
+    return {
+        key: None if parameter.default is parameter.empty else parameter.default
+        for key, parameter in parameters.items()
+        if key not in _GIVEN
+    }
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    allowed = preset_options(name)
+    for option in options:
+        if option not in allowed:
+            near = difflib.get_close_matches(option, allowed, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise OptionError(f"The router {name!r} has no option {option!r}.{hint} It has: {', '.join(allowed)}.")
