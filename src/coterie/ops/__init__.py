@@ -4,6 +4,7 @@
 is imported from its module, whose name it would hide here.)
 """
 
+from coterie.ops.balance import convert_coefficient, entropy, mean_experts, route_load, switch_balance, z_loss
 from coterie.ops.dispatch import Groups, combine, combine_reference, group_by_expert
 from coterie.ops.quantize import dequantize_fp8_blocks, dequantize_mxfp4
 from coterie.ops.select import check_groups, check_k, group_limited_top_k, hash_choice, top_k
@@ -14,10 +15,16 @@ __all__ = [
     "check_k",
     "combine",
     "combine_reference",
+    "convert_coefficient",
     "dequantize_fp8_blocks",
     "dequantize_mxfp4",
+    "entropy",
     "group_by_expert",
     "group_limited_top_k",
     "hash_choice",
+    "mean_experts",
+    "route_load",
+    "switch_balance",
     "top_k",
+    "z_loss",
 ]
