@@ -11,11 +11,15 @@ from coterie.routers.planner import FromPlan, Planner
 from coterie.routers.presets import (
     PRESETS,
     SiteShape,
+    adamoe,
     build_routers,
+    cosine,
     group_limited,
     hash_routing,
     preset_options,
+    rmoe,
     sigmoid_bias,
+    smoe_dropout,
     top_k,
 )
 from coterie.routers.routes import RouteTable
@@ -34,10 +38,14 @@ __all__ = [
     "Select",
     "SiteShape",
     "Weigh",
+    "adamoe",
     "build_routers",
+    "cosine",
     "group_limited",
     "hash_routing",
     "preset_options",
+    "rmoe",
     "sigmoid_bias",
+    "smoe_dropout",
     "top_k",
 ]

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
+import torch
 from torch import Tensor, nn
 
 from coterie.errors import OptionError
@@ -81,9 +82,15 @@ class Part(nn.Module, ABC):
 
 
 class Score(Part):
-    """(x, ctx) -> logits [T, R] in any floating dtype, and a carry or None. -inf means never."""
+    """(x, ctx) -> logits [T, R] in any floating dtype, and a carry or None. -inf means never.
+
+    Attributes:
+        num_routes: R.
+        carry_width: columns of the carry [T, W], where it is such a table; 0 otherwise.
+    """
 
     num_routes: int
+    carry_width: int = 0
 
     @abstractmethod
     def forward(self, x: Tensor, ctx: RouteContext) -> tuple[Tensor, Tensor | None]:
@@ -157,9 +164,11 @@ class Router(nn.Module):
         )  # fmt: skip
 
     def _choose(self, scores: Scores, ctx: RouteContext) -> tuple[Tensor, Mapping[str, Tensor]]:
-        if ctx.chosen is None:
-            return self.select.choose(scores, ctx)
-        return replayed(ctx.chosen, scores.logits, scores.allowed), {}
+        # a choice has no gradient; what autograd kept of it here would be missing when it is replayed
+        with torch.no_grad():
+            if ctx.chosen is None:
+                return self.select.choose(scores, ctx)
+            return replayed(ctx.chosen, scores.logits, scores.allowed), {}
 
     @property
     def num_experts(self) -> int:

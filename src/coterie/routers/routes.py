@@ -47,6 +47,14 @@ class RouteTable:
         return cls((*range(num_experts), *(num_experts for _ in range(num_nulls))), num_experts)
 
     @classmethod
+    def with_identity_nulls(cls, num_experts: int, num_nulls: int) -> RouteTable:
+        """Routes 0..E-1 are the experts, the next ``num_nulls`` all lead to expert E, which is to return its rows.
+
+        The table is over E + 1 experts: `coterie.experts.with_identity` adds that one to any others.
+        """
+        return cls((*range(num_experts), *(num_experts for _ in range(num_nulls))), num_experts + 1)
+
+    @classmethod
     def aliases(cls, expert: tuple[int, ...] | list[int]) -> RouteTable:
         """Route r leads to ``expert[r]``; E is the highest id named plus one."""
         return cls(tuple(expert), max(expert, default=-1) + 1)

@@ -6,16 +6,24 @@ layer also takes ``follow``, the router of the layer before. `PRESETS` has them 
 `build_routers` makes those of a whole model.
 """
 
+from coterie.routers.presets.adamoe import adamoe
 from coterie.routers.presets.build import PRESETS, SiteShape, build_routers, preset_options
 from coterie.routers.presets.checkpoints import group_limited, hash_routing, sigmoid_bias, top_k
+from coterie.routers.presets.cosine import cosine
+from coterie.routers.presets.rmoe import rmoe
+from coterie.routers.presets.smoe_dropout import smoe_dropout
 
 __all__ = [
     "PRESETS",
     "SiteShape",
+    "adamoe",
     "build_routers",
+    "cosine",
     "group_limited",
     "hash_routing",
     "preset_options",
+    "rmoe",
     "sigmoid_bias",
+    "smoe_dropout",
     "top_k",
 ]

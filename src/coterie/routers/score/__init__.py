@@ -1,6 +1,11 @@
 """Score parts: items to logits over routes. One file per kind."""
 
+from coterie.routers.score.blend import Blend
+from coterie.routers.score.cosine import Cosine
+from coterie.routers.score.frozen import Frozen
 from coterie.routers.score.hash import HashScore, random_table
 from coterie.routers.score.linear import LinearScore
+from coterie.routers.score.recurrent import Recurrent
+from coterie.routers.score.with_nulls import WithNulls
 
-__all__ = ["HashScore", "LinearScore", "random_table"]
+__all__ = ["Blend", "Cosine", "Frozen", "HashScore", "LinearScore", "Recurrent", "WithNulls", "random_table"]

@@ -2,5 +2,7 @@
 
 from coterie.routers.weigh.raw import Raw
 from coterie.routers.weigh.selected import Selected
+from coterie.routers.weigh.true_only import TrueOnly
+from coterie.routers.weigh.uniform import Uniform
 
-__all__ = ["Raw", "Selected"]
+__all__ = ["Raw", "Selected", "TrueOnly", "Uniform"]

@@ -16,11 +16,12 @@ class Selected(Weigh):
 
     Args:
         rounded: round the weights to the dtype of the logits (gpt-oss).
+        scale: what an item's weights sum to.
     """
 
-    def __init__(self, *, rounded: bool = False) -> None:
+    def __init__(self, *, rounded: bool = False, scale: float = 1.0) -> None:
         super().__init__()
-        self.rounded = rounded
+        self.rounded, self.scale = rounded, scale
 
     def probs(self, logits: Tensor, allowed: Tensor | None) -> Tensor:
         """Softmax over all allowed routes."""
@@ -29,4 +30,5 @@ class Selected(Weigh):
     def forward(self, scores: Scores, chosen: Tensor) -> Tensor:
         logits, taken = read_at(scores.logits, chosen)
         weights = softmax(logits, taken)
+        weights = weights if self.scale == 1 else weights * self.scale
         return weights.to(scores.logits.dtype).to(weights.dtype) if self.rounded else weights

@@ -1,0 +1,76 @@
+"""A router that may also choose nothing: fewer experts for items that need fewer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from coterie.errors import OptionError
+from coterie.routers.base import Router, Select, Weigh
+from coterie.routers.presets.build import PRESETS
+from coterie.routers.routes import RouteTable
+from coterie.routers.score import LinearScore, WithNulls
+from coterie.routers.select import AtLeastTrue, TopK
+from coterie.routers.weigh import Selected, TrueOnly
+
+
+@PRESETS.register("adamoe")
+def adamoe(
+    width: int,
+    num_experts: int,
+    k: int,
+    *,
+    num_nulls: int = 8,
+    null: Literal["zero", "identity"] = "zero",
+    min_true: int = 0,
+    copied: bool = False,
+    float32: bool = False,
+) -> Router:
+    """The best ``k`` of E experts and ``num_nulls`` null routes, weighted by softmax (AdaMoE, arXiv 2406.13233).
+
+    ``num_nulls`` and ``k`` are the budget: where a balance loss evens all routes out, an item has
+    ``k * E / (E + num_nulls)`` true experts on average. The nulls learn from that loss alone.
+
+    Args:
+        width: D.
+        num_experts: E, the true ones.
+        k: choices per item, nulls included: 1 to E + num_nulls.
+        num_nulls: M. 0 is top-k with weights that sum to one.
+        null: ``zero`` adds nothing and the weights of the true experts sum to one; ``identity`` adds the item
+            itself, with the share its nulls have. The router is then over E + 1 experts, and the last must
+            be an identity: `coterie.experts.with_identity` adds it.
+        min_true: 0 is the paper's: an item may end without any expert. 1 gives such an item its best one.
+        copied: start each null's row as a copy of an expert's row, in turn, instead of drawing it.
+        float32: compute the logits of the true experts in float32 whatever the dtype of the items.
+
+    Raises:
+        OptionError: ``k`` is not in 1..E + M, or an option has a value that is not named here.
+    """
+    if null not in ("zero", "identity"):
+        raise OptionError(f"null={null!r} is not allowed: write 'zero' or 'identity'.")
+    true = LinearScore(width, num_experts, dtype=torch.float32 if float32 else None)
+    score = WithNulls(true, num_nulls, width)
+    if copied:
+        score.copy_rows(true.weight)
+    return nullable(score, k, num_experts, num_nulls, min_true=min_true, identity=null == "identity")
+
+
+def nullable(
+    score: WithNulls, k: int, num_true: int, num_nulls: int, *, min_true: int = 0, identity: bool = False,
+    weigh: Weigh | None = None,
+) -> Router:  # fmt: skip
+    """The router of N true and M null routes, from its score and what weighs the true ones.
+
+    Raises:
+        OptionError: ``k`` is not in 1..N + M, or ``min_true`` is neither 0 nor 1.
+    """
+    if min_true not in (0, 1):
+        raise OptionError(f"min_true={min_true!r} is not allowed: 0 leaves items of nulls alone, 1 mends them.")
+    select: Select = TopK(k, num_true + num_nulls)
+    if min_true:
+        select = AtLeastTrue(select, num_true)
+    weigh = Selected() if weigh is None else weigh
+    if identity:
+        return Router(score, select, weigh, RouteTable.with_identity_nulls(num_true, num_nulls))
+    return Router(score, select, TrueOnly(num_true, weigh), RouteTable.with_nulls(num_true, num_nulls))
