@@ -161,16 +161,7 @@ def test_routers_are_told_about_their_items(prompt, left_padded):
     assert (step.position.tolist(), step.sequence.tolist(), step.mask.tolist()) == ([6, 9], [0, 1], [True, True])
 
 
-def test_a_carry_refuses_gradient_checkpointing():
-    model = tiny_model("olmoe")
-    model.activation_checkpointing_enable()
-    router = top_k(32, 8, 2)
-    router.score.carries = True
-    with pytest.raises(UnsupportedError, match="activation_checkpointing_disable"):
-        attach(model, router=lambda site, old: router)
-
-
-def test_gradient_checkpointing_otherwise(prompt):
+def test_gradient_checkpointing(prompt):
     model = tiny_model("mixtral").train()
     with ours(model):
         expected = loss_and_gradients(model, prompt)

@@ -4,7 +4,7 @@ The only room that knows transformers' internals, all of them in `compat`. trans
 imported when first needed, so that importing this costs no more than torch.
 """
 
-from coterie.models.attach import Attachment, attach
+from coterie.models.attach import Attachment, attach, session_of
 from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
 from coterie.models.convert import experts_from, router_from
 from coterie.models.counts import Parameters, count_parameters
@@ -13,6 +13,7 @@ from coterie.models.find import MoESite, find_sites
 from coterie.models.footprint import Footprint, footprint
 from coterie.models.language import load_host
 from coterie.models.resident import resident_experts
+from coterie.models.session import Session, Usage
 from coterie.models.trace import Recording, routing_hash, trace
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "Parameters",
     "Recording",
     "RouterFacts",
+    "Session",
+    "Usage",
     "attach",
     "count_parameters",
     "experts_from",
@@ -35,5 +38,6 @@ __all__ = [
     "router_facts",
     "router_from",
     "routing_hash",
+    "session_of",
     "trace",
 ]

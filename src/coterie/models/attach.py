@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from coterie.errors import UnsupportedError
@@ -18,37 +17,11 @@ from coterie.experts import Experts
 from coterie.models.bridge import ExpertsBridge
 from coterie.models.compat import accept_sentinels, install_recorders, is_experts, recorders_installed
 from coterie.models.find import MoESite, find_sites
-from coterie.models.items import items_of
-from coterie.routers import RouterLike
-from coterie.routing import RouteContext
+from coterie.models.session import Session, forget_checkpointing
+from coterie.routers import Router, RouterLike
 
 ExpertsFactory = Callable[[MoESite, nn.Module], Experts]
 RouterFactory = Callable[[MoESite, nn.Module], RouterLike]
-
-
-class Session:
-    """What the routers of one model share during one forward: items, and the carry from layer to layer.
-
-    transformers calls a block with its hidden states and nothing else, so this is the one state that is not
-    passed. One forward at a time.
-    """
-
-    def __init__(self) -> None:
-        self.context = RouteContext()
-        self.carry: Tensor | None = None
-
-    def begin(self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pre-hook of the base model."""
-        items = items_of(body, args, kwargs)
-        self.carry = None
-        self.context = RouteContext(
-            mask=items.mask, sequence=items.sequence, position=items.position, ids=items.ids, training=body.training
-        )
-
-    def end(self, *_: object) -> None:
-        """A forward hook of the base model: a block called on its own afterwards knows nothing of these items."""
-        if not torch.is_grad_enabled():  # else the backward pass may yet recompute layers, with the same items
-            self.context, self.carry = RouteContext(), None
 
 
 class RouterBridge(nn.Module):
@@ -63,25 +36,39 @@ class RouterBridge(nn.Module):
     def take(self, site: MoESite, router: Any, session: Session) -> None:
         """In place of ``__init__``, which would be that of the router's class."""
         nn.Module.__init__(self)
-        self.inner, self.site, self.session = router, site.name, session
+        if type(router) is Router:  # its parts take the gate's place by name too: "...gate.score.weight"
+            self.__dict__["inner"] = router
+            for name, part in router.named_children():
+                self.add_module(name, part)
+        else:
+            self.inner = router
+        self.site, self.session = site.name, session
         self.top_k, self.num_experts = site.top_k, router.num_experts
+        self._is_hf_initialized = True  # transformers would initialise what the class it replaces has
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[..., D] -> logits [T, R], weights and indices [T, K]; index E is no expert."""
-        x = hidden_states.reshape(-1, hidden_states.shape[-1])
-        routing = self.inner(x, self.session.context.at(self.site, self.session.carry))
-        self.session.carry = routing.carry
+        routing = self.session.route(self.site, self.inner, hidden_states.reshape(-1, hidden_states.shape[-1]))
         weights, indices = routing.padded()
+        if not indices.shape[1]:  # nobody goes anywhere; tables without columns are not for everyone
+            weights, indices = routing.padded(1)
         logits = routing.dense() if routing.logits is None else routing.logits
         return logits, weights, indices
 
 
 @dataclass(frozen=True, eq=False)
 class Attachment:
-    """What `attach` did; ``undo`` takes it back, as leaving a ``with`` does."""
+    """What `attach` did; ``undo`` takes it back, as leaving a ``with`` does.
+
+    Attributes:
+        model: changed in place.
+        sites: with the modules that were there before.
+        session: of the routers attached; where none were, of those the model has.
+    """
 
     model: Any
     sites: tuple[MoESite, ...]
+    session: Session
     _undo: Callable[[], None]
 
     def undo(self) -> None:
@@ -107,16 +94,19 @@ def attach(model: Any, experts: ExpertsFactory | None = None, router: RouterFact
     what is saved loads without Coterie only if nothing was attached. Not thread-safe: one forward at a time
     where routers are attached.
 
+    Gradient checkpointing may be on or off, as long as it is not reentrant.
+
     Raises:
-        UnsupportedError: the model does not route; or a router that carries from layer to layer meets gradient
-            checkpointing, which would call it out of order.
+        UnsupportedError: the model does not route, or calls its routers in a way of its own.
     """
     sites = tuple(find_sites(model))
     if not sites:
         raise UnsupportedError(f"{type(model).__name__} has no mixture-of-experts layer. Attach to an MoE model.")
     undo: list[Callable[[], None]] = []
+    session = session_of(model) or Session()
     if router is not None:
-        undo.append(_attach_routers(model, sites, router))
+        session = Session()
+        undo.append(_attach_routers(model, sites, router, session))
     if experts is not None:
         undo.append(_attach_experts(model, sites, experts))
 
@@ -124,7 +114,7 @@ def attach(model: Any, experts: ExpertsFactory | None = None, router: RouterFact
         while undo:
             undo.pop()()
 
-    return Attachment(model, sites, undo_all)
+    return Attachment(model, sites, session, undo_all)
 
 
 def _attach_experts(model: Any, sites: tuple[MoESite, ...], factory: ExpertsFactory) -> Callable[[], None]:
@@ -139,7 +129,14 @@ def _attach_experts(model: Any, sites: tuple[MoESite, ...], factory: ExpertsFact
     return undo
 
 
-def _attach_routers(model: Any, sites: tuple[MoESite, ...], factory: RouterFactory) -> Callable[[], None]:
+def session_of(model: Any) -> Session | None:
+    """The session of the routers attached to ``model``; None where there are none."""
+    return next((module.session for module in model.modules() if isinstance(module, RouterBridge)), None)
+
+
+def _attach_routers(
+    model: Any, sites: tuple[MoESite, ...], factory: RouterFactory, session: Session
+) -> Callable[[], None]:
     for site in sites:
         if not site.gate_takes_rows:
             raise UnsupportedError(
@@ -151,13 +148,9 @@ def _attach_routers(model: Any, sites: tuple[MoESite, ...], factory: RouterFacto
             f"The layers of {type(model).__name__} call their routers in a way of their own, which no router of ours "
             "can answer. Attach experts alone."
         )
-    body, session = model.base_model, Session()
+    body = model.base_model
     made = [_bridged(site, factory(site, site.gate), session) for site in sites]
-    if any(gate.inner.carries for gate in made) and getattr(model, "is_activation_checkpointing", False):
-        raise UnsupportedError(
-            "A router that carries from layer to layer cannot be attached under gradient checkpointing. "
-            "Call model.activation_checkpointing_disable() first."
-        )
+    session.causal = all(gate.inner.causal for gate in made)
     recorded = recorders_installed(body)
     for site, gate in zip(sites, made, strict=True):
         if recorded:
@@ -166,12 +159,13 @@ def _attach_routers(model: Any, sites: tuple[MoESite, ...], factory: RouterFacto
     skipping = [(site.experts, accept_sentinels(site.experts)) for site in sites if is_experts(site.experts)]
     handles = [
         body.register_forward_pre_hook(session.begin, with_kwargs=True),
-        body.register_forward_hook(session.end),
+        body.register_forward_hook(session.end, always_call=True),
     ]
 
     def undo() -> None:
         for handle in handles:
             handle.remove()
+        forget_checkpointing(body, session)
         for module, before in skipping:
             accept_sentinels(module, before)
         for site in sites:

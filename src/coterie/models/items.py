@@ -39,8 +39,7 @@ def items_of(body: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ite
         body: the base model, whose ``forward`` names the arguments.
         args, kwargs: of the call.
     """
-    given = inspect.signature(body.forward).bind_partial(*args, **kwargs).arguments
-    given = {**given.pop("kwargs", {}), **given}
+    given = _arguments(body, args, kwargs)
     ids = given.get("input_ids")
     table: Tensor = given["inputs_embeds"][..., 0] if ids is None else ids
     batch, length = table.shape
@@ -55,6 +54,16 @@ def items_of(body: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ite
         sequence.repeat_interleave(length), position.expand(batch, length).reshape(-1).long(), mask.reshape(-1),
         None if ids is None else ids.reshape(-1), past, batch,
     )  # fmt: skip
+
+
+def cache_of(body: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The cache a base model was called with, empty or not; None where it was given none."""
+    return _arguments(body, args, kwargs).get("past_key_values")
+
+
+def _arguments(body: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    given = inspect.signature(body.forward).bind_partial(*args, **kwargs).arguments
+    return {**given.pop("kwargs", {}), **given}
 
 
 def _mask(
