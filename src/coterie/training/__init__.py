@@ -1,6 +1,12 @@
 """How they learn: whatever reads a loss, a label or a gradient."""
 
+from coterie.training.consistency import Consistency, divergence
+from coterie.training.fit import fit
+from coterie.training.groups import Group, Groups
+from coterie.training.objective import Objective
 from coterie.training.pocket import Recipe, train_pocket
+from coterie.training.residual import residual_dropout
+from coterie.training.schedules import Schedule, constant, cosine, exponential, linear, multi_step, piecewise, schedule
 from coterie.training.text import read_domains, read_text
 from coterie.training.tokens import token_ids, train_tokenizer
 from coterie.training.trainer import Options, language_trainer, last_checkpoint, read_log, train_from
@@ -8,15 +14,30 @@ from coterie.training.trigram import Trigram
 from coterie.training.windows import Windows
 
 __all__ = [
+    "Consistency",
+    "Group",
+    "Groups",
+    "Objective",
     "Options",
     "Recipe",
+    "Schedule",
     "Trigram",
     "Windows",
+    "constant",
+    "cosine",
+    "divergence",
+    "exponential",
+    "fit",
     "language_trainer",
     "last_checkpoint",
+    "linear",
+    "multi_step",
+    "piecewise",
     "read_domains",
     "read_log",
     "read_text",
+    "residual_dropout",
+    "schedule",
     "token_ids",
     "train_from",
     "train_pocket",

@@ -6,26 +6,56 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from coterie.models.compat import quiet
+from coterie.training.next_token import targets
 from coterie.training.trainer import COMPLETE, Progress, check_finite
+
+if TYPE_CHECKING:
+    from coterie.training.step_loss import StepLoss
 
 
 class CheckedTrainer(Trainer):
-    """Looks at every loss before the weights follow it, then calls ``progress``; resumes mixtures. Final."""
+    """Looks at every loss before the weights follow it, then calls ``progress``; resumes mixtures. Final.
+
+    Attributes:
+        progress: called once a step.
+        lesson: what a step costs, in place of the loss the model computes itself.
+    """
 
     progress: Progress | None = None
+    lesson: StepLoss | None = None
+    _told = 0.0
+    _micro_step = 0
+
+    def teach(self, lesson: StepLoss) -> None:
+        """Learn by ``lesson`` from now on."""
+        self.lesson, self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = lesson, True, True
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The forwards of one step, and how many tokens they predict together."""
+        samples, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples, count if self.lesson is None else sum(targets(batch) for batch in samples)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+        if self.lesson is None:
+            return super().compute_loss(model, inputs, *args, num_items_in_batch=num_items_in_batch, **kwargs)
+        self.lesson.begin(self.state.global_step, self._micro_step, self.state.max_steps)
+        return self.lesson(model, inputs, num_items_in_batch)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
         step = self.state.global_step + 1
-        value = check_finite(loss, step)
-        if self.progress is not None:
-            self.progress(step, self.state.max_steps, value)
+        self._told += check_finite(loss, step)
+        self._micro_step += 1
+        if self.accelerator.sync_gradients:
+            if self.progress is not None:
+                self.progress(step, self.state.max_steps, self._told)
+            self._told, self._micro_step = 0.0, 0
         return loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -41,15 +71,19 @@ class CheckedTrainer(Trainer):
 
 
 class Log(TrainerCallback):
-    """Appends every logged record to a file as one JSON line. Final."""
+    """Appends every logged record to a file as one JSON line, with what ``lesson`` has seen since the last. Final."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, lesson: StepLoss | None = None) -> None:
+        self._path, self._lesson = path, lesson
         self._begin = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         names = ("loss", "grad_norm", "learning_rate")
-        self.write(state.global_step, {name: logs[name] for name in names if logs and name in logs})
+        record = {name: logs[name] for name in names if logs and name in logs}
+        if self._lesson is not None and record:
+            # the values of the step that was just made
+            record |= self._lesson.watch.take() | self._lesson.scheduled(state.global_step - 1, state.max_steps)
+        self.write(state.global_step, record)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         decay = (args.lr_scheduler_kwargs or {}).get("num_decay_steps")
