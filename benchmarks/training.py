@@ -1,0 +1,80 @@
+"""What does a training step of one mixture-of-experts layer cost: transformers', a dense one, ours under every router?
+
+    python benchmarks/training.py                          two shapes, two dtypes, 512 and 2048 tokens: 10 minutes
+    python benchmarks/training.py --quick                  512 tokens of the small shape in float32: a minute
+    python benchmarks/training.py --shapes S --tokens 512  only these
+    python benchmarks/training.py --render FILE.jsonl      the report again, from the raw numbers of a run
+
+The report goes to stdout and, with every raw number beside it, to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import date
+from pathlib import Path
+
+import rawfile
+import torch
+from layers.shapes import SHAPES
+from offloading.facts import all_facts, hardware_name
+from trainings.benchmark import Choice, run
+from trainings.report import render
+
+from coterie.experts import kernel_problem
+
+RESULTS = Path(__file__).resolve().parent / "results"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, run, report."""
+    options = _parser().parse_args(arguments)
+    if options.render:
+        print(render(*rawfile.read(options.render)))
+        return
+    raw = measure(_choice(options), options.results)
+    print(raw.with_suffix(".md").read_text())
+    rawfile.say(f"Written: {raw.with_suffix('.md')} and {raw.name}")
+
+
+def measure(choice: Choice, results: Path) -> Path:
+    """Run everything; returns the file of raw numbers, with the report beside it as ``.md``."""
+    results.mkdir(parents=True, exist_ok=True)
+    facts = all_facts(results)
+    raw = rawfile.fresh(results, f"training_{hardware_name(facts['hardware'])}_{date.today().isoformat()}")
+    config = {"facts": facts, "threads": torch.get_num_threads(), "kernel": kernel_problem(), "raw": raw.name}
+    with raw.open("w") as file:
+        file.write(json.dumps({"config": config}) + "\n")
+        for record in run(choice, rawfile.say):
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+    raw.with_suffix(".md").write_text(render(*rawfile.read(raw)))
+    return raw
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["A", "S"], metavar="SHAPE")
+    parser.add_argument("--tokens", nargs="+", type=int, default=[512, 2048], metavar="T")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--quick", action="store_true", help="shape S, 512 tokens, float32, nothing else")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--render", type=Path, metavar="FILE", help="raw numbers of an earlier run; runs nothing")
+    return parser
+
+
+def _choice(options: argparse.Namespace) -> Choice:
+    if min(options.tokens) < 1:
+        sys.exit("--tokens must be 1 or more.")
+    if options.quick:
+        return Choice(("S",), (512,), (torch.float32,), options.seed)
+    dtypes = tuple(DTYPES[name] for name in options.dtypes)
+    return Choice(tuple(options.shapes), tuple(options.tokens), dtypes, options.seed)
+
+
+if __name__ == "__main__":
+    main()
