@@ -5,9 +5,12 @@ from coterie.experts.encoding import Encoding, Part
 from coterie.experts.few_rows import Compile, few_rows, has_few, kernel_problem, wants_kernel
 from coterie.experts.ffn import FFN, expert_forward
 from coterie.experts.formats import method_of, split_name
+from coterie.experts.identity import Identity
+from coterie.experts.mixed import Mixed, with_identity
 from coterie.experts.quantized import Storage
 from coterie.experts.shape import FFNShape
 from coterie.experts.shared import SharedExpert
+from coterie.experts.shared_bias import SharedBias
 
 __all__ = [
     "FFN",
@@ -15,7 +18,10 @@ __all__ = [
     "Encoding",
     "Experts",
     "FFNShape",
+    "Identity",
+    "Mixed",
     "Part",
+    "SharedBias",
     "SharedExpert",
     "Storage",
     "expert_forward",
@@ -25,4 +31,5 @@ __all__ = [
     "method_of",
     "split_name",
     "wants_kernel",
+    "with_identity",
 ]

@@ -21,6 +21,7 @@ class RouteTable:
     Attributes:
         expert: of each route, E where the route is null.
         num_experts: E.
+        passes: the last expert is an identity and stands for nothing but null routes, which lead to it.
 
     Raises:
         OptionError: there is no route, or a route leads to no expert.
@@ -28,6 +29,7 @@ class RouteTable:
 
     expert: tuple[int, ...]
     num_experts: int
+    passes: bool = False
 
     def __post_init__(self) -> None:
         if not self.expert or not all(0 <= e <= self.num_experts for e in self.expert):
@@ -52,7 +54,7 @@ class RouteTable:
 
         The table is over E + 1 experts: `coterie.experts.with_identity` adds that one to any others.
         """
-        return cls((*range(num_experts), *(num_experts for _ in range(num_nulls))), num_experts + 1)
+        return cls((*range(num_experts), *(num_experts for _ in range(num_nulls))), num_experts + 1, passes=True)
 
     @classmethod
     def aliases(cls, expert: tuple[int, ...] | list[int]) -> RouteTable:
@@ -63,6 +65,11 @@ class RouteTable:
     def num_routes(self) -> int:
         """R."""
         return len(self.expert)
+
+    @property
+    def num_nulls(self) -> int:
+        """Routes without a true expert behind them: to none at all, or to an identity."""
+        return sum(expert >= self.num_experts - self.passes for expert in self.expert)
 
     @property
     def is_identity(self) -> bool:

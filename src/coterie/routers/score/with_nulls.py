@@ -50,8 +50,11 @@ class WithNulls(Score):
     def forward(self, x: Tensor, ctx: RouteContext) -> tuple[Tensor, Tensor | None]:
         check_items(x, self.width)
         logits, carry = self.inner(x, ctx)
-        nulls = F.linear(x.to(logits.dtype), self.null_rows.to(logits.dtype)) + self.offset.to(logits.dtype)
-        return torch.cat([logits, nulls.to(logits.dtype)], dim=1), carry
+        # in the dtype of the others and in one step, so that a copy of a row ties with it
+        with torch.autocast(x.device.type, enabled=False):
+            to = logits.dtype
+            nulls = F.linear(x.to(to), self.null_rows.to(to), self.offset.to(to))
+        return torch.cat([logits, nulls], dim=1), carry
 
     @torch.no_grad()
     def copy_rows(self, rows: Tensor, bias: Tensor | None = None) -> None:
