@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coterie.errors import OptionError
-from coterie.ops import convert_coefficient, entropy, mean_experts, route_load, switch_balance, z_loss
+from coterie.ops import convert_coefficient, entropy, mean_experts, load_shares, switch_balance, z_loss
 from coterie.routing import Routing
 
 
@@ -122,7 +122,7 @@ def test_padding_changes_nothing(pads, seed):
     expected = losses(alone, num_nulls=3)
     torch.testing.assert_close(losses(untold, keep, num_nulls=3), expected)
     torch.testing.assert_close(losses(told, num_nulls=3), expected)  # the router itself was told
-    torch.testing.assert_close(route_load(told), route_load(alone))
+    torch.testing.assert_close(load_shares(told), load_shares(alone))
 
 
 def test_a_batch_of_padding_alone_costs_nothing_and_moves_nothing():
@@ -178,8 +178,8 @@ def test_mean_experts_counts_no_nulls():
 
 def test_the_load_is_per_choice_or_per_item():
     routing = routing_of(torch.zeros(2, 4), torch.tensor([[0, 1], [1, 3]]))
-    assert route_load(routing).tolist() == [0.25, 0.5, 0, 0.25]
-    assert route_load(routing, norm="tokens").tolist() == [0.5, 1, 0, 0.5]
+    assert load_shares(routing).tolist() == [0.25, 0.5, 0, 0.25]
+    assert load_shares(routing, norm="tokens").tolist() == [0.5, 1, 0, 0.5]
 
 
 # ---- coefficients of others, and what is refused
@@ -224,6 +224,6 @@ def test_words_and_tables_that_are_not_known():
     with pytest.raises(OptionError, match=r"mask must be \[T=64\]"):
         entropy(routing, torch.ones(3, dtype=torch.bool))
     bare = Routing.from_padded(torch.ones(2, 1), torch.zeros(2, 1).long(), 2)
-    for loss in (switch_balance, entropy, z_loss, route_load):
+    for loss in (switch_balance, entropy, z_loss, load_shares):
         with pytest.raises(OptionError, match="needs"):
             loss(bare)

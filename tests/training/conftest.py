@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from coterie.training.pocket import Recipe
+from coterie.training.pocket import PocketRecipe
 from coterie.training.trainer import Options
 
 PEOPLE = ["Anna", "Boris", "Clara", "David", "Emma", "Felix", "Greta", "Henry"]
@@ -45,7 +45,7 @@ def texts(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small():
-    """A recipe of seconds: steps -> Recipe."""
+    """A recipe of seconds: steps -> PocketRecipe."""
 
     def recipe(steps, **options):
         shape = {
@@ -54,6 +54,6 @@ def small():
             "norm_topk_prob": True, "tie_word_embeddings": True, "router_aux_loss_coef": 0.01,
         }  # fmt: skip
         defaults = {"batch": 4, "rate": 1e-2, "save_every": 3, "log_every": 2}
-        return Recipe(300, 32, 0.8, shape, Options(steps, **(defaults | options)), measure_every=4)
+        return PocketRecipe(300, 32, 0.8, shape, Options(steps, **(defaults | options)), measure_every=4)
 
     return recipe

@@ -55,7 +55,7 @@ def switch_balance(
     """
     _check_word("norm", norm, Norm)
     probs = _probs(routing, mask)
-    share = route_load(routing, mask, norm=norm).to(probs.dtype)
+    share = load_shares(routing, mask, norm=norm).to(probs.dtype)
     _check_nulls(routing, num_nulls, nulls)
     if num_nulls and nulls == "averaged":
         true = len(share) - num_nulls
@@ -82,7 +82,7 @@ def z_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
     return _mean(wide.logsumexp(1).square())
 
 
-def route_load(routing: Routing, mask: Tensor | None = None, *, norm: Norm = "slots") -> Tensor:
+def load_shares(routing: Routing, mask: Tensor | None = None, *, norm: Norm = "slots") -> Tensor:
     """[R] float32: the share of choices (slots) or of items (tokens) that each route has. No gradient.
 
     Without choices it is 0 everywhere.

@@ -4,7 +4,9 @@ from coterie.training.consistency import Consistency, divergence
 from coterie.training.fit import fit
 from coterie.training.groups import Group, Groups
 from coterie.training.objective import Objective
-from coterie.training.pocket import Recipe, train_pocket
+from coterie.training.pocket import PocketRecipe, train_pocket
+from coterie.training.recipe import Recipe
+from coterie.training.recipe_read import read_recipe
 from coterie.training.residual import residual_dropout
 from coterie.training.schedules import Schedule, constant, cosine, exponential, linear, multi_step, piecewise, schedule
 from coterie.training.text import read_domains, read_text
@@ -19,6 +21,7 @@ __all__ = [
     "Groups",
     "Objective",
     "Options",
+    "PocketRecipe",
     "Recipe",
     "Schedule",
     "Trigram",
@@ -35,6 +38,7 @@ __all__ = [
     "piecewise",
     "read_domains",
     "read_log",
+    "read_recipe",
     "read_text",
     "residual_dropout",
     "schedule",

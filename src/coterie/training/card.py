@@ -15,7 +15,7 @@ from coterie.training.text import Corpus
 from coterie.training.writing import read_words, save_words
 
 if TYPE_CHECKING:
-    from coterie.training.pocket import Recipe
+    from coterie.training.pocket import PocketRecipe
 
 MEASURES, SAMPLES, SOURCES, WORDS, CHART, CARD = (
     "measures.json", "samples.json", "sources.json", "words.txt.gz", "loss.svg", "README.md",
@@ -41,7 +41,7 @@ def read_sources(path: Path | None, domains: Sequence[str]) -> Sources:
         ) from error
 
 
-def finish(path: Path, work: Path, corpus: Corpus, streams: Streams, recipe: Recipe, sources: Sources) -> None:
+def finish(path: Path, work: Path, corpus: Corpus, streams: Streams, recipe: PocketRecipe, sources: Sources) -> None:
     """Measure the checkpoint in ``path`` as it is shipped and write everything else beside it. Blocks for minutes."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

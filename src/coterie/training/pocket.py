@@ -30,7 +30,7 @@ VALID_WINDOWS = 32
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PocketRecipe:
     """All that makes the pocket model besides its text.
 
     Attributes:
@@ -56,7 +56,7 @@ def train_pocket(
     *,
     domains: Sequence[str] | None = None,
     sources: Path | None = None,
-    recipe: Recipe | None = None,
+    recipe: PocketRecipe | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -80,7 +80,7 @@ def train_pocket(
         TrainingError: the loss is not finite.
         MissingExtraError: accelerate is not installed.
     """
-    recipe, work = recipe or Recipe(), out.with_name(out.name + ".work")
+    recipe, work = recipe or PocketRecipe(), out.with_name(out.name + ".work")
     _check_places(out, work, resume)
     corpus = read_domains(text, domains)
     origin = read_sources(sources, list(corpus))
@@ -148,7 +148,7 @@ def _check_size(streams: Mapping[str, Mapping[str, Tensor]], length: int) -> Non
 
 
 def _train(
-    tokenizer: Any, streams: Mapping[str, Mapping[str, Tensor]], recipe: Recipe, work: Path, resume: bool,
+    tokenizer: Any, streams: Mapping[str, Mapping[str, Tensor]], recipe: PocketRecipe, work: Path, resume: bool,
     progress: Progress | None,
 ) -> Any:  # fmt: skip
     from coterie.training.callbacks import Log, Measure
@@ -172,7 +172,7 @@ def _losses_on(valid: Mapping[str, Tensor], length: int) -> Callable[[Any], dict
     return lambda model: {name: cross_entropy(model, ids, length=length, stride=length) for name, ids in slices.items()}
 
 
-def _model(tokenizer: Any, recipe: Recipe) -> Any:
+def _model(tokenizer: Any, recipe: PocketRecipe) -> Any:
     from transformers import OlmoeConfig, OlmoeForCausalLM
 
     config = OlmoeConfig(
@@ -182,6 +182,6 @@ def _model(tokenizer: Any, recipe: Recipe) -> Any:
     return OlmoeForCausalLM(config).train()
 
 
-def recipe_for(steps: int | None = None, seed: int = 0) -> Recipe:
+def recipe_for(steps: int | None = None, seed: int = 0) -> PocketRecipe:
     """The pocket model's recipe with another number of steps or another seed."""
-    return Recipe(options=Options(STEPS if steps is None else steps, seed=seed, decay=DECAY))
+    return PocketRecipe(options=Options(STEPS if steps is None else steps, seed=seed, decay=DECAY))

@@ -18,7 +18,7 @@ from coterie.training.trigram import Trigram
 from coterie.training.writing import continue_text, known_share, most_repeated, words_of
 
 if TYPE_CHECKING:
-    from coterie.training.pocket import Recipe
+    from coterie.training.pocket import PocketRecipe
 
 SAMPLE = 6000  # characters of each test text that are shipped, for checks without the text itself
 PROMPT_WORDS, NEW_TOKENS, WINDOW = 12, 200, 64
@@ -100,7 +100,7 @@ def writing(model: Any, tokenizer: Any, corpus: Corpus, vocabulary: frozenset[st
     return texts
 
 
-def history(work: Path, recipe: Recipe) -> dict[str, Any]:
+def history(work: Path, recipe: PocketRecipe) -> dict[str, Any]:
     """The loss of the run, thinned to some hundred points, and what it cost."""
     log = read_log(work)
     losses = [(record["step"], round(record["loss"], 4)) for record in log if "loss" in record]

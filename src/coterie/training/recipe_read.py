@@ -1,0 +1,207 @@
+"""From a YAML file to a `Recipe`. What is wrong is named with its place in the file and, if near, the right word."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from coterie.errors import OptionError
+from coterie.ops.balance import convert_coefficient
+from coterie.routers.presets import PRESETS, preset_options
+from coterie.training.consistency import Consistency
+from coterie.training.groups import Group, Groups
+from coterie.training.objective import Objective
+from coterie.training.recipe import DataWords, ModelWords, Recipe, SteeringWords, shipped_recipes
+from coterie.training.schedules import Schedule, schedule
+from coterie.training.trainer import Options
+from coterie.training.words import check_keys, number, numbers, table_of, text, texts, truth, whole, word
+
+SECTIONS = (
+    "model", "router", "losses", "data", "training", "schedules", "groups", "steering", "curve", "seed",
+)  # fmt: skip
+SCHEDULED = ("k", "p", "mean_experts")
+_FROM = "from"  # a checkpoint; not a name in Python
+
+
+def read_recipe(path: Path | str) -> Recipe:
+    """The recipe in a file, or one that ships with Coterie, by name.
+
+    Raises:
+        OptionError: no such file, no YAML, or a key or value that is not known; the text says where.
+    """
+    shipped = shipped_recipes()
+    if str(path) in shipped and not Path(path).is_file():
+        path = shipped[str(path)]
+    path = Path(path)
+    if not path.is_file():
+        raise OptionError(f"There is no recipe {path}. Write a YAML file, or name one of: {', '.join(shipped)}.")
+    return recipe_of(_parse(path), path.stem)
+
+
+def _parse(path: Path) -> Any:
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        at = getattr(error, "problem_mark", None)
+        where = f", line {at.line + 1}" if at is not None else ""
+        why = getattr(error, "problem", None) or "it is not UTF-8 text"
+        raise OptionError(f"{path}{where} is not YAML: {why}. Write 'name: value' lines, indented evenly.") from error
+
+
+def recipe_of(words: Any, name: str = "recipe") -> Recipe:
+    """From parsed words.
+
+    Raises:
+        OptionError: see `read_recipe`.
+    """
+    given = table_of(words, name)
+    check_keys(given, SECTIONS, name)
+    if "model" not in given or "router" not in given:
+        raise OptionError(f"{name} needs 'model' and 'router'. See docs/training.md for a recipe to begin with.")
+    model = _model(given["model"], f"{name}: model")
+    router, options = _router(given["router"], f"{name}: router")
+    training = dict(table_of(given.get("training"), f"{name}: training"))
+    dropout = number(training.pop("dropout", 0), f"{name}: training.dropout")
+    k = options.get("k", model.k)
+    return Recipe(
+        name=name, model=model, router=router, router_options=options, dropout=dropout, words=given,
+        objective=_objective(given.get("losses"), f"{name}: losses", k, model.layers),
+        data=_data(given.get("data"), f"{name}: data"),
+        options=_training(training, given.get("seed", 0), name),
+        schedules=_schedules(given.get("schedules"), f"{name}: schedules"),
+        groups=_groups(given.get("groups"), f"{name}: groups"),
+        steering=_filled(SteeringWords, given.get("steering"), f"{name}: steering"),
+        curve=_curve(given.get("curve"), f"{name}: curve"),
+    )  # fmt: skip
+
+
+def _model(words: Any, where: str) -> ModelWords:
+    given = dict(table_of(words, where))
+    if _FROM in given:
+        check_keys(given, (_FROM,), where)
+        return ModelWords(source=text(given[_FROM], f"{where}.from"))
+    check_keys(given, [field.name for field in dataclasses.fields(ModelWords) if field.name != "source"], where)
+    config = table_of(given.pop("config", None), f"{where}.config")
+    dense = [whole(each, f"{where}.dense_layers", 0) for each in given.pop("dense_layers", ())]
+    made: ModelWords = _filled(ModelWords, given, where)
+    for name in ("layers", "width", "heads", "experts", "inner", "k"):
+        whole(getattr(made, name), f"{where}.{name}", 1)
+    if made.k > made.experts:
+        raise OptionError(f"{where}.k is {made.k}, and there are {made.experts} experts. Ask for 1 to {made.experts}.")
+    return dataclasses.replace(made, config=dict(config), dense_layers=tuple(dense))
+
+
+def _router(words: Any, where: str) -> tuple[str, dict[str, Any]]:
+    given = {"name": words} if isinstance(words, str) else dict(table_of(words, where))
+    if "name" not in given:
+        raise OptionError(f"{where} needs a name. There are: {', '.join(PRESETS)}.")
+    name = word(given.pop("name"), list(PRESETS), f"{where}.name")
+    check_keys(given, preset_options(name), where)
+    return name, given
+
+
+def _objective(words: Any, where: str, k: float, layers: int) -> Objective:
+    given = dict(table_of(words, where))
+    check_keys(given, [field.name for field in dataclasses.fields(Objective)], where)
+    consistency = given.pop("consistency", None)
+    made: dict[str, Any] = {}
+    for name in ("balance", "entropy", "z"):
+        if name in given:
+            made[name] = _coefficient(given.pop(name), f"{where}.{name}", k, layers)
+    rest: Objective = _filled(Objective, given, where)
+    if consistency is not None:
+        alone = consistency if isinstance(consistency, Mapping) else {"alpha": consistency}
+        made["consistency"] = _filled(Consistency, alone, f"{where}.consistency")
+    return dataclasses.replace(rest, **made)
+
+
+def _coefficient(words: Any, where: str, k: float, layers: int) -> float | Schedule:
+    """A number, a schedule, or a coefficient of others: {transformers: 0.01}."""
+    if isinstance(words, Mapping) and "shape" not in words:
+        if len(words) != 1:
+            raise OptionError(f"{where} must be a number, a schedule with 'shape', or such as {{transformers: 0.01}}.")
+        [(source, value)] = words.items()
+        known: Any = word(source, ("transformers", "switch", "fastmoe"), where)
+        return convert_coefficient(number(value, f"{where}.{source}"), known, k=k, num_layers=layers)
+    return schedule(words, where) if isinstance(words, Mapping) else number(words, where)
+
+
+def _data(words: Any, where: str) -> DataWords:
+    given = dict(table_of(words, where))
+    check_keys(given, [field.name for field in dataclasses.fields(DataWords)], where)
+    made: dict[str, Any] = {}
+    if "text" in given:
+        made["text"] = texts(given.pop("text"), f"{where}.text")
+    if "tokenizer" in given:
+        tokenizer = given.pop("tokenizer")
+        if not isinstance(tokenizer, int) or isinstance(tokenizer, bool):
+            tokenizer = word(tokenizer, ("bytes", "model"), f"{where}.tokenizer (or a number of entries)")
+        elif tokenizer < 258:
+            raise OptionError(f"{where}.tokenizer has {tokenizer} entries; 256 bytes and two marks are the least: 258.")
+        made["tokenizer"] = tokenizer
+    return dataclasses.replace(_filled(DataWords, given, where), **made)
+
+
+def _training(given: dict[str, Any], seed: Any, name: str) -> Options:
+    where = f"{name}: training"
+    check_keys(given, [f.name for f in dataclasses.fields(Options) if f.name != "seed"] + ["dropout"], where)
+    if "betas" in given:
+        betas = numbers(given["betas"], f"{where}.betas")
+        if len(betas) != 2:
+            raise OptionError(f"{where}.betas must be two numbers, not {len(betas)}.")
+        given["betas"] = betas
+    typed = _typed(Options, {"steps": 500, "warmup": 0, **given}, where)
+    return Options(**typed, seed=whole(seed, f"{name}: seed", 0))
+
+
+def _schedules(words: Any, where: str) -> dict[str, Schedule]:
+    given = table_of(words, where)
+    check_keys(given, SCHEDULED, where)
+    return {name: schedule(value, f"{where}.{name}") for name, value in given.items()}
+
+
+def _groups(words: Any, where: str) -> Groups:
+    given = dict(table_of(words, where))
+    check_keys(given, ("router", "experts", "embeddings", "freeze"), where)
+    frozen = texts(given.pop("freeze"), f"{where}.freeze") if "freeze" in given else ()
+    own = {name: _filled(Group, value, f"{where}.{name}") for name, value in given.items()}
+    return Groups(frozen=frozen, **own)
+
+
+def _curve(words: Any, where: str) -> dict[str, tuple[float, ...]]:
+    given = table_of(words, where)
+    check_keys(given, SCHEDULED, where)
+    values = {name: numbers(value, f"{where}.{name}") for name, value in given.items()}
+    return {name: tuple(map(int, each)) if name == "k" else each for name, each in values.items()}
+
+
+def _filled(kind: Callable[..., Any], words: Any, where: str) -> Any:
+    """A dataclass of numbers and words from a table of them."""
+    given = table_of(words, where)
+    check_keys(given, [field.name for field in dataclasses.fields(kind)], where)  # type: ignore[arg-type]
+    try:
+        return kind(**_typed(kind, given, where))
+    except OptionError as error:
+        raise OptionError(f"{where}: {error}") from error
+
+
+def _typed(kind: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {name: _value(value, hints[name], f"{where}.{name}") for name, value in given.items()}
+
+
+def _value(value: Any, hint: Any, where: str) -> Any:
+    """A value as its annotation wants it."""
+    if get_origin(hint) in (Union, types.UnionType):
+        if value is None and type(None) in get_args(hint):
+            return None
+        hint = next(each for each in get_args(hint) if each is not type(None))
+    if get_origin(hint) is Literal:
+        return word(value, get_args(hint), where)
+    readers: dict[Any, Callable[[Any, str], Any]] = {int: whole, float: number, bool: truth, str: text}
+    return readers[hint](value, where) if hint in readers else value
