@@ -10,6 +10,7 @@ from coterie import __version__
 from coterie.cli.doctor import doctor
 from coterie.cli.inspect import inspect
 from coterie.cli.plan import plan
+from coterie.cli.reproduce import reproduce
 from coterie.cli.run import run
 from coterie.cli.trace import trace
 from coterie.cli.train import train
@@ -47,6 +48,7 @@ app.command()(plan)
 app.command()(trace)
 app.command()(train)
 app.command()(verify)
+app.command()(reproduce)
 app.command()(doctor)
 
 
