@@ -164,10 +164,11 @@ def _mean(rows: Tensor) -> Tensor:
 def _check_nulls(routing: Routing, num_nulls: int, nulls: str) -> None:
     _check_word("nulls", nulls, Nulls)
     extra = routing.num_routes - routing.num_experts
-    if num_nulls > extra or num_nulls < 0:
+    most = extra + 1 if extra > 0 else 0  # null routes that stand for an identity share one expert
+    if not 0 <= num_nulls <= most:
         raise OptionError(
             f"num_nulls={num_nulls}, but of {routing.num_routes} routes over {routing.num_experts} experts at most "
-            f"{max(0, extra)} are null. Use a router with nulls, or leave num_nulls out."
+            f"{most} are null. Use a router with nulls, or leave num_nulls out."
         )
     if extra > 0 and not num_nulls and nulls == "averaged":
         raise OptionError(

@@ -57,7 +57,7 @@ class Objective:
         if name == "balance":
             return switch_balance(
                 routing, mask, norm=self.balance_norm, num_nulls=num_nulls,
-                nulls=self.nulls or ("averaged" if num_nulls else "individual"),
+                nulls=self.nulls or "averaged" if num_nulls else "individual",
             )  # fmt: skip
         return entropy(routing, mask) if name == "entropy" else z_loss(routing, mask)
 

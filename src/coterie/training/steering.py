@@ -2,27 +2,176 @@
 
 from __future__ import annotations
 
+import json
+import math
 from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
+
+from coterie.errors import OptionError
+from coterie.ops.correction import corrected
+from coterie.routers.controller import Controller
+from coterie.routers.score import WithNulls
+from coterie.routers.select.threshold import Threshold
 
 if TYPE_CHECKING:
     from coterie.training.step_loss import StepLoss
 
 
 class Steering(TrainerCallback):
-    """Changes routers between steps. `coterie.training.fit` gives it the lesson, which has routers and loads."""
+    """Changes routers between steps. `coterie.training.fit` gives it the lesson, which has routers and loads.
+
+    What is not in the model's own state goes through `state` and `restore` into checkpoints, so that a resumed run
+    ends with the same bits.
+    """
 
     lesson: StepLoss
 
     def join(self, lesson: StepLoss) -> None:
-        """Told once, before training."""
-        self.lesson = lesson
+        """Told once, before training.
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.steer(state.global_step, state.max_steps)
+        Raises:
+            OptionError: the routers have nothing to steer.
+        """
+        self.lesson = lesson
 
     @abstractmethod
     def steer(self, step: int, total: int) -> None:
         """Called after the weights moved; ``step`` counts from 1."""
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers to keep in a checkpoint."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steer(state.global_step, state.max_steps)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if kept := self.state():
+            self._file(args, state).write_text(json.dumps(kept), encoding="utf-8")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step and (file := self._file(args, state)).is_file():
+            self.restore(json.loads(file.read_text(encoding="utf-8")))
+
+    def _file(self, args: Any, state: Any) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / f"{type(self).__name__}.json"
+
+
+class BalanceBias(Steering):
+    """Loss-free balancing (arXiv 2408.15664): routes under the mean load become ``rate`` more attractive. Final."""
+
+    def __init__(self, rate: float = 1e-3) -> None:
+        if not 0 < rate < math.inf:
+            raise OptionError(f"balance_bias={rate} is no rate. Write a number above 0, such as 0.001.")
+        self.rate = rate
+
+    def join(self, lesson: StepLoss) -> None:
+        super().join(lesson)
+        if not any(True for _ in self._parts()):
+            raise OptionError(
+                "balance_bias moves a correction of the selection, and no router of the model has one. Use the router "
+                "sigmoid_bias or group_limited, or the loss 'balance'."
+            )
+
+    def steer(self, step: int, total: int) -> None:
+        for site, part in self._parts():
+            if (load := self.lesson.watch.step_routes.get(site)) is not None:
+                part.correction.copy_(corrected(part.correction, load, self.rate))
+
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        """(site, the part of its selection that has a correction)."""
+        for site, router in self.lesson.routers.items():
+            for part in router.modules():
+                if getattr(part, "correction", None) is not None:
+                    yield site, part
+
+
+class MeanExperts(Steering):
+    """Holds the mean number of experts per token, over all layers, at ``target`` while the model learns. Final.
+
+    Thresholds (p, or min-p's ratio) are moved by a PI controller; the logits of nulls by ``rate`` a step.
+
+    Args:
+        target: experts per token.
+        rate: of the offset of nulls, in logits.
+    """
+
+    def __init__(self, target: float, *, rate: float = 0.01) -> None:
+        if not 0 < target < math.inf:
+            raise OptionError(f"mean_experts={target} cannot be held. Write a number above 0.")
+        self.target, self.rate = target, rate
+        self.controller: Controller | None = None
+
+    def join(self, lesson: StepLoss) -> None:
+        super().join(lesson)
+        self._thresholds = list(_of_kind(lesson, Threshold))
+        self._nulls = list(_of_kind(lesson, WithNulls))
+        if not self._thresholds and not self._nulls:
+            raise OptionError(
+                "mean_experts needs a router whose number of experts can be moved, and the model has none. Use top_p, "
+                "min_p or adamoe."
+            )
+        most = max((router.num_experts for router in lesson.routers.values()), default=0)
+        if self.target > most:
+            raise OptionError(f"mean_experts={self.target} is more than the {most} experts there are. Ask for less.")
+        if self._thresholds:
+            first = self._thresholds[0]
+            self.controller = Controller(self.target, first.value, low=1e-4, rising=first.rising)
+
+    def steer(self, step: int, total: int) -> None:
+        measured = self.lesson.watch.step_mean()
+        if measured is None:
+            return
+        if self.controller is not None:
+            self._set(self.controller.update(measured))
+        else:
+            for part in self._nulls:
+                part.steer(measured, self.target, rate=self.rate)
+
+    def state(self) -> dict[str, Any]:
+        return {} if self.controller is None else {"value": self.controller.value, "error": self.controller.error}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        if self.controller is not None:
+            self._set(replace(self.controller, value=state["value"], error=state["error"]))
+
+    def _set(self, controller: Controller) -> None:
+        self.controller = controller
+        for part in self._thresholds:
+            part.value = controller.value
+
+
+class NullOffset(Steering):
+    """Lets pinned nulls come back: their offset is multiplied by ``factor`` after every step. Final.
+
+    For the exact start of a top-k model with nulls (`coterie.routers.add_nulls`, ``start="pinned"``).
+    """
+
+    def __init__(self, factor: float = 0.99) -> None:
+        if not 0 <= factor < 1:
+            raise OptionError(f"null_offset={factor} does not let an offset fade. Write a factor from 0 up to 1.")
+        self.factor = factor
+
+    def join(self, lesson: StepLoss) -> None:
+        super().join(lesson)
+        self._nulls = list(_of_kind(lesson, WithNulls))
+        if not self._nulls:
+            raise OptionError("null_offset moves null routes, and no router of the model has any. Use adamoe.")
+
+    def steer(self, step: int, total: int) -> None:
+        for part in self._nulls:
+            part.offset.mul_(self.factor)
+
+
+def _of_kind(lesson: StepLoss, kind: type) -> Iterator[Any]:
+    """Every part of a kind in every router of the lesson, those inside others too."""
+    for router in lesson.routers.values():
+        yield from (part for part in router.modules() if isinstance(part, kind))

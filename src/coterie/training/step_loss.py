@@ -14,6 +14,7 @@ from coterie.errors import OptionError
 from coterie.models.attach import RouterBridge, session_of
 from coterie.models.session import Session
 from coterie.routers import Router
+from coterie.routers.score import WithNulls
 from coterie.routing import RouteContext, Routing
 from coterie.training.consistency import divergence, doubled
 from coterie.training.next_token import next_token_loss, targets
@@ -30,6 +31,7 @@ class LearnedSite:
 
     learned: bool
     num_nulls: int
+    paid: int  # experts that compute: all but an identity that nulls lead to
 
 
 class StepLoss:
@@ -50,7 +52,7 @@ class StepLoss:
         self.objective, self.schedules = objective, dict(schedules)
         self.routers = dict(routers_of(model))
         self.sites = {name: _facts(router) for name, router in self.routers.items()}
-        self.watch = Watch()
+        self.watch = Watch({name: site.paid for name, site in self.sites.items()})
         self._place = (0, 0, 1)
         self._before = self.session.base if self.session is not None else RouteContext()
         self._seed = seed
@@ -123,7 +125,8 @@ class StepLoss:
         return site not in self.sites or self.sites[site].learned
 
     def _nulls(self, site: str) -> int:
-        return self.sites[site].num_nulls if site in self.sites else 0
+        nulls = self.sites[site].num_nulls if site in self.sites else 0
+        return nulls if nulls > 1 else 0  # a single one has nobody to be averaged with
 
 
 def routers_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -134,8 +137,11 @@ def routers_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _facts(router: Any) -> LearnedSite:
-    nulls = sum(e == router.num_experts for e in router.routes.expert) if isinstance(router, Router) else 0
-    return LearnedSite(router.learned, nulls)
+    score = router.score if isinstance(router, Router) else None
+    passes = isinstance(router, Router) and router.routes.passes
+    return LearnedSite(
+        router.learned, score.num_nulls if isinstance(score, WithNulls) else 0, router.num_experts - int(passes)
+    )
 
 
 def _items_mask(inputs: Mapping[str, Any], twice: bool) -> Tensor | None:

@@ -113,7 +113,7 @@ def checked_trainer(
 
     trainer = CheckedTrainer(
         model=model, args=_arguments(options, work), train_dataset=data, data_collator=default_data_collator,
-        callbacks=[Complete(), *callbacks], optimizers=(optimizer, None),
+        callbacks=[*callbacks, Complete()], optimizers=(optimizer, None),
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.progress = progress
