@@ -10,7 +10,7 @@ import torch
 from coterie.errors import UnsupportedError
 from coterie.experts import FFN
 from coterie.models import attach, experts_from, find_sites, load_host, open_checkpoint, resident_experts, router_from
-from coterie.routers import Router, RouteTable, top_k
+from coterie.routers import Router, RouteTable
 from coterie.routers.score import LinearScore
 from coterie.routers.select import TopK
 from coterie.routers.weigh import Raw

@@ -13,6 +13,7 @@ from coterie.models.find import MoESite, find_sites
 from coterie.models.footprint import Footprint, footprint
 from coterie.models.language import load_host
 from coterie.models.resident import resident_experts
+from coterie.models.routed import RouterSpec, config_of, route, set_curves
 from coterie.models.session import Session, Usage
 from coterie.models.trace import Recording, routing_hash, trace
 
@@ -25,9 +26,11 @@ __all__ = [
     "Parameters",
     "Recording",
     "RouterFacts",
+    "RouterSpec",
     "Session",
     "Usage",
     "attach",
+    "config_of",
     "count_parameters",
     "experts_from",
     "find_sites",
@@ -35,9 +38,11 @@ __all__ = [
     "load_host",
     "open_checkpoint",
     "resident_experts",
+    "route",
     "router_facts",
     "router_from",
     "routing_hash",
     "session_of",
+    "set_curves",
     "trace",
 ]

@@ -32,6 +32,7 @@ class RouterBridge(nn.Module):
     session: Session
     top_k: int
     num_experts: int
+    extra_experts: int
 
     def take(self, site: MoESite, router: Any, session: Session) -> None:
         """In place of ``__init__``, which would be that of the router's class."""
@@ -44,6 +45,7 @@ class RouterBridge(nn.Module):
             self.inner = router
         self.site, self.session = site.name, session
         self.top_k, self.num_experts = site.top_k, router.num_experts
+        self.extra_experts = router.num_experts - site.num_true
         self._is_hf_initialized = True  # transformers would initialise what the class it replaces has
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:

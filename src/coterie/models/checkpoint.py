@@ -27,6 +27,7 @@ from coterie.models.hub import resolve
 from coterie.models.layout import sort_tensors
 from coterie.models.shards import quantization_of, read_config_json, read_ranges
 from coterie.models.site import ExpertSite
+from coterie.models.stored import FILE, Stored, as_base, is_routed, read_stored
 from coterie.models.tensors import FLOATS, read_tensor
 from coterie.ranges import TensorRange
 
@@ -49,6 +50,7 @@ class Checkpoint:
         compute_dtype: of the dense weights in memory and of the activations, as transformers would choose.
         dense_bytes: of dense weights and buffers in memory; tied tensors count once.
         seal: what the files were when this was opened.
+        stored: what coterie.json says of a model with routers of ours; None where transformers knows all of it.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class Checkpoint:
     compute_dtype: torch.dtype
     dense_bytes: int
     seal: Seal = field(repr=False)
+    stored: Stored | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -133,6 +136,8 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """Hash of config.json and of every tensor's name, type, shape and place; not of the weights themselves."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        for file in _beside(self.path, self.stored is not None):
+            digest.update(file.read_bytes())
         for name, part in sorted(self.ranges.items()):
             digest.update(repr((name, part.path.name, part.dtype, part.shape, part.start)).encode())
         return digest.hexdigest()
@@ -163,22 +168,33 @@ def open_checkpoint(model: str | Path, revision: str | None = None, checksum: bo
     """
     path = resolve(model, revision)
     raw = read_config_json(path)
-    check_family(raw, str(path))
+    routed = is_routed(raw)
+    stored = read_stored(path) if routed else None
+    check_family(as_base(raw, str(path)), str(path))
     quantization = quantization_of(raw)
     method_of(quantization, str(path))
     ranges = read_ranges(path)
     config = read_config(path)
+    if stored is not None:
+        config.coterie = stored.as_record()
     compute = config.dtype or text_config(config).dtype or _first_float(ranges)
     body = skeleton(config, compute)
     layout = sort_tensors(body, ranges, str(path), quantization)
     if not layout.sites:
         raise UnsupportedError(dense_text(str(path), config.model_type))
     dense_bytes = resident_bytes(body, [*layout.beside, *(site.name for site in layout.sites)])
-    seal = Seal.of([path / "config.json", *sorted({part.path for part in ranges.values()})], contents=checksum)
+    seal = Seal.of(
+        [path / "config.json", *_beside(path, routed), *sorted({part.path for part in ranges.values()})],
+        contents=checksum,
+    )
     return Checkpoint(
         path, config, ranges, layout.sites, layout.dense, layout.encoded, layout.beside, quantization, compute,
-        dense_bytes, seal,
+        dense_bytes, seal, stored,
     )  # fmt: skip
+
+
+def _beside(path: Path, routed: bool) -> list[Path]:
+    return [path / FILE] if routed else []
 
 
 def _first_float(ranges: Mapping[str, TensorRange]) -> torch.dtype:

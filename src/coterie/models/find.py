@@ -41,6 +41,11 @@ class MoESite:
     own: OwnLayout | None = None
 
     @property
+    def num_true(self) -> int:
+        """Experts with weights: all but the identity that a router of ours may have beside them."""
+        return self.num_experts - (getattr(self.gate, "extra_experts", 0) if _is_bridge(self.experts) else 0)
+
+    @property
     def gate_takes_rows(self) -> bool:
         """Whether the router decides by a row alone: some also want token ids, or what the last layer's said."""
         given = inspect.signature(self.gate.forward).parameters.values()
@@ -119,7 +124,9 @@ def _own_site(own: OwnLayout, modules: dict[str, nn.Module], name: str, block: s
 def _routes(gate: nn.Module, experts: int) -> bool:
     """Routers say over how many experts they route; Gemma's only hold a scale for each."""
     if hasattr(gate, "top_k"):
-        return getattr(gate, "num_experts", None) == experts
+        count = getattr(gate, "num_experts", None)
+        # an identity that a router of ours gives items to is there once our experts are
+        return count == experts or (count is not None and count - getattr(gate, "extra_experts", 0) == experts)
     scale = getattr(gate, "per_expert_scale", None)
     return scale is not None and tuple(scale.shape) == (experts,)
 
@@ -129,6 +136,10 @@ def _top_k(gate: Any, model: Any) -> int:
         return int(own)
     config = text_config(model.config)
     return next(int(k) for name in _TOP_K if (k := getattr(config, name, None)) is not None)
+
+
+def _is_bridge(experts: nn.Module) -> bool:
+    return isinstance(experts, ExpertsBridge)
 
 
 def _layer(path: str) -> int:

@@ -11,6 +11,7 @@ from coterie.errors import CheckpointError
 from coterie.experts import method_of
 from coterie.models.families import check_family, check_has_experts
 from coterie.models.shards import INDEX, SINGLE, quantization_of, read_json
+from coterie.models.stored import as_base
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BESIDE = ["*.json", "tokenizer*", "*.model", "*.jinja", "vocab.txt", "merges.txt"]
@@ -48,7 +49,7 @@ def _download(name: str, revision: str | None) -> Path:
     def one(file: str) -> Path:
         return Path(_ask(name, revision, lambda: hf_hub_download(filename=file, **options)))
 
-    config = read_json(one("config.json"))
+    config = as_base(read_json(one("config.json")), name)
     check_family(config, name)
     check_has_experts(config, name)
     method_of(quantization_of(config), name)

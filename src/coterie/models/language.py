@@ -12,6 +12,8 @@ from coterie.experts import Experts
 from coterie.models.bridge import ExpertsBridge
 from coterie.models.checkpoint import Checkpoint, ExpertSite
 from coterie.models.compat import class_without, load_dense, skeleton
+from coterie.models.find import find_sites
+from coterie.models.routed import completed
 from coterie.models.tensors import drop_cache
 
 
@@ -42,8 +44,10 @@ def load_host(
         class_without(type(body), names), checkpoint.path, body.config, checkpoint.dense_readers(), dtype
     ).requires_grad_(False)
     drop_cache({part.path for part in checkpoint.dense.values()})
+    gates = {site.name: site.gate for site in find_sites(body)}
     for site in checkpoint.sites:
-        model.set_submodule(site.name, ExpertsBridge(factory(site), body.get_submodule(site.name)))
+        experts = completed(factory(site), gates[site.name])
+        model.set_submodule(site.name, ExpertsBridge(experts, body.get_submodule(site.name)))
     if (head := model.get_output_embeddings()) is not None:
         head.register_forward_pre_hook(_plain_strides)
     return model.eval()

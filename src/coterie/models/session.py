@@ -159,9 +159,7 @@ class Session:
             return items.sequence, 0
         rows, left = divmod(items.batch, self.passes)
         if left:
-            raise OptionError(
-                f"A batch of {items.batch} rows is not {self.passes} passes: give every sequence as often."
-            )
+            raise OptionError(f"A batch of {items.batch} rows is not {self.passes} passes over one batch: repeat it.")
         row = items.sequence % rows
         passes = 0 if self.passes == 1 else items.sequence // rows
         if self.sequences is None:
@@ -213,6 +211,6 @@ def forget_checkpointing(body: nn.Module, session: Session) -> None:
         contexts = checkpoint.keywords.get("context_fn")
         if contexts == session.checkpointed or _is_ours(contexts, session):
             keywords = {name: value for name, value in checkpoint.keywords.items() if name != "context_fn"}
-            if contexts != session.checkpointed:
+            if isinstance(contexts, partial):
                 keywords["context_fn"] = contexts.args[1]
             layer._gradient_checkpointing_func = partial(checkpoint.func, *checkpoint.args, **keywords)  # type: ignore[assignment]

@@ -6,11 +6,21 @@
     own_layouts the families whose experts are not behind transformers' interface, and (own_calls) how they are called
     names       tensor names on disk -> names in memory, expert by expert
     skeleton    a model without memory, and the class of a model without experts
+    auto        classes of routed models, and that transformers' Auto classes know them
     loading     dense weights through transformers' own loader, experts never read
 
 When transformers changes, tests/models/test_models_compat.py says which of these to mend.
 """
 
+from coterie.models.compat.auto import (
+    BASE,
+    MODEL_TYPE,
+    family_config_class,
+    no_base,
+    register_auto,
+    routed_config_class,
+    routed_model_class,
+)
 from coterie.models.compat.calls import first_inputs, most, next_inputs, takes, tensors_in, text_inputs
 from coterie.models.compat.interface import (
     accept_sentinels,
@@ -35,6 +45,8 @@ from coterie.models.compat.skeleton import (
 )
 
 __all__ = [
+    "BASE",
+    "MODEL_TYPE",
     "OWN_LAYOUTS",
     "DiskNames",
     "OwnLayout",
@@ -46,6 +58,7 @@ __all__ = [
     "beside_text",
     "by_table",
     "class_without",
+    "family_config_class",
     "ffn_shape",
     "first_inputs",
     "install_recorders",
@@ -53,11 +66,15 @@ __all__ = [
     "load_dense",
     "most",
     "next_inputs",
+    "no_base",
     "own_layout",
     "quiet",
     "read_config",
     "recorders_installed",
+    "register_auto",
     "resident_bytes",
+    "routed_config_class",
+    "routed_model_class",
     "skeleton",
     "takes",
     "tensors_in",

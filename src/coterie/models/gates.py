@@ -1,0 +1,147 @@
+"""What a family's gate hands to a router of ours: its matrix, its biases, and the options it already decides by."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from coterie.errors import UnsupportedError
+from coterie.models.attach import RouterBridge
+from coterie.models.facts import RouterFacts
+from coterie.models.find import MoESite
+from coterie.routers import Router, preset_options
+from coterie.routers.score import LinearScore
+
+# score functions that presets can weigh by
+_ACTIVATIONS = ("softmax", "sigmoid")
+
+
+def linear_of(score: nn.Module) -> LinearScore | None:
+    """The linear score of E experts in a score part: itself, or what nulls or a blend are put around."""
+    seen: Any = score
+    while seen is not None and not isinstance(seen, LinearScore):
+        seen = next((inner for name in ("inner", "base") if (inner := getattr(seen, name, None)) is not None), None)
+    return seen
+
+
+def family_options(name: str, facts: RouterFacts, site: MoESite) -> dict[str, Any]:
+    """How the family decides, in the options that the preset ``name`` has; what is not known is left out.
+
+    Raises:
+        UnsupportedError: the family weighs in a way that no preset has.
+    """
+    if facts.score is not None and facts.score not in _ACTIVATIONS:
+        raise UnsupportedError(
+            f"{facts.router} weighs its experts by {facts.score}, which no router preset does. Train new gates: "
+            "route(model, spec, keep_gate=False)."
+        )
+    if facts.expert_scale:
+        raise UnsupportedError(
+            f"{facts.router} scales every expert by a number of its own ({facts.expert_scale}), which no router preset "
+            "does. Train new gates: route(model, spec, keep_gate=False)."
+        )
+    known: dict[str, Any] = {
+        "activation": facts.score, "renormalise": facts.renormalised, "scale": _rounded(facts.scale),
+        "bias": None if facts.logit_bias is None else bool(facts.logit_bias),
+        "corrected": None if facts.correction is None else bool(facts.correction), **_dtypes(site.gate),
+    }  # fmt: skip
+    if facts.groups is not None:
+        best = 2 if facts.groups.rule == "two best" else 1
+        known |= {"num_groups": facts.groups.count, "keep_groups": facts.groups.kept, "best": best}
+    allowed = preset_options(name)
+    return {key: value for key, value in known.items() if value is not None and key in allowed}
+
+
+def take_gate(router: Router, site: MoESite, block: nn.Module, facts: RouterFacts, copied: bool = False) -> None:
+    """Give the router the matrix of the gate at ``site``, and the biases it has a place for. Mutates ``router``.
+
+    A float32 matrix is shared, another is copied as float32: the products are rounded to what they were.
+
+    Args:
+        copied: its null routes start as copies of the experts' rows.
+
+    Raises:
+        UnsupportedError: the gate is no linear map of its input.
+    """
+    score = linear_of(router.score)
+    weight, bias = _linear_parts(site, block, facts)
+    if score is not None:
+        score.weight = _shared(weight)
+        if score.bias is not None and bias is not None:
+            score.bias = _shared(bias)
+        if copied:
+            router.score.copy_rows(score.weight, bias)  # type: ignore[operator]
+    before = site.gate.inner.select if isinstance(site.gate, RouterBridge) else None
+    correction = _named(block, facts.correction) if before is None else getattr(before, "correction", None)
+    if correction is not None and (own := getattr(router.select, "correction", None)) is not None:
+        own.copy_(correction.detach().reshape(own.shape))
+
+
+def _linear_parts(site: MoESite, block: nn.Module, facts: RouterFacts) -> tuple[Tensor, Tensor | None]:
+    if isinstance(site.gate, RouterBridge):
+        before = linear_of(site.gate.inner.score)
+        if before is None:
+            raise UnsupportedError("The model's present router has no linear gate to keep. Route with keep_gate=False.")
+        return before.weight, before.bias
+    matrices = [p for p in site.gate.parameters() if p.dim() == 2 and p.shape[0] == site.num_experts]
+    bias = _named(block, facts.logit_bias)
+    if len(matrices) == 1 and _is_linear(site, matrices[0], bias):
+        return matrices[0], bias
+    raise UnsupportedError(
+        f"The gate {site.gate_name} ({type(site.gate).__name__}) is no linear map of its input, which is all that a "
+        "router of ours can take over. Train new gates: route(model, spec, keep_gate=False)."
+    )
+
+
+@torch.no_grad()
+def _is_linear(site: MoESite, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the gate's logits (or the probabilities it returns in their place) are those of one matrix."""
+    if weight.is_meta:
+        return True
+    x = torch.randn(8, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    expected = F.linear(x, weight, None if bias is None else bias.to(weight.dtype).flatten()).float()
+    found = site.logits(site.gate.forward(x)).float().reshape(expected.shape)
+    near = 1e-4 if weight.dtype == torch.float32 else 5e-2
+    return any(
+        torch.allclose(found, each, rtol=near, atol=near)
+        for each in (expected, expected.softmax(-1), expected.sigmoid())
+    )
+
+
+def _dtypes(gate: Any) -> dict[str, bool | None]:
+    """Whether logits are float32 whatever the items, and whether weights are rounded to the logits' dtype."""
+    if isinstance(gate, RouterBridge) or any(tensor.is_meta for tensor in gate.state_dict().values()):
+        return {}
+    try:
+        twin = copy.deepcopy(gate).to(torch.bfloat16)
+        width = next(p.shape[1] for p in twin.parameters() if p.dim() == 2)
+        device = next(twin.parameters()).device
+        logits, weights = twin.forward(torch.zeros(2, width, dtype=torch.bfloat16, device=device))[:2]
+    except Exception:  # a family's own code may want anything that is not there; then nothing is known
+        return {}
+    wide = logits.dtype == torch.float32
+    return {"float32": wide, "rounded": weights.dtype == torch.bfloat16}
+
+
+def _named(block: nn.Module, name: str | None) -> Tensor | None:
+    """A tensor of a block by its name; None where there is none."""
+    if not name:
+        return None
+    owner, _, last = name.rpartition(".")
+    found: Tensor | None = getattr(block.get_submodule(owner), last)
+    return found
+
+
+def _shared(tensor: Tensor) -> nn.Parameter:
+    if isinstance(tensor, nn.Parameter) and tensor.dtype == torch.float32:
+        return tensor
+    return nn.Parameter(tensor.detach().float().clone())
+
+
+def _rounded(scale: float | None) -> float | None:
+    """A measured factor without the noise of its measuring."""
+    return None if scale is None else float(f"{scale:.4g}")

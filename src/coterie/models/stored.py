@@ -1,0 +1,173 @@
+"""coterie.json: what a saved model has that plain transformers cannot express."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coterie import __version__
+from coterie.errors import CheckpointError, OptionError
+from coterie.models.compat import BASE, MODEL_TYPE, family_config_class, no_base
+from coterie.models.shards import read_json
+from coterie.routers import PRESETS, SiteShape, build_routers
+
+FILE, FORMAT = "coterie.json", 1
+
+Curves = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RouterSpec:
+    """A router preset by name, with its options: the same value in a recipe, in a call, and in coterie.json.
+
+    Attributes:
+        name: of a preset in `coterie.routers.PRESETS`.
+        options: its own arguments; numbers, words and booleans.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.options.items())})"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What coterie.json says, besides its format and who wrote it.
+
+    Attributes:
+        router: with all options in full, so that loading needs to know nothing of the model it was made from.
+        curves: option -> [[value, measure], ...], as measured; ``measure`` names the unit.
+        base: how the gates of the model decided before, as `coterie.models.RouterFacts` has it.
+    """
+
+    router: RouterSpec
+    curves: Curves = field(default_factory=dict)
+    base: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_record(self) -> dict[str, Any]:
+        """A JSON table."""
+        router = {"name": self.router.name, "options": dict(self.router.options)}
+        return {
+            "format": FORMAT, "coterie": __version__, "router": router, "curves": dict(self.curves),
+            "base": dict(self.base),
+        }  # fmt: skip
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], where: str) -> Stored:
+        """What `as_record` made, checked.
+
+        Raises:
+            CheckpointError: of a newer format, a field is missing or of another kind, or a router that is not known.
+        """
+        _check_format(record.get("format"), str(record.get("coterie", "another version")), where)
+        router = _field(record, "router", dict, where)
+        spec = RouterSpec(_field(router, "name", str, where), _field(router, "options", dict, where))
+        curves, base = _field(record, "curves", dict, where), _field(record, "base", dict, where)
+        if spec.name not in PRESETS:
+            raise CheckpointError(
+                f"{where} routes by {spec.name!r}, which Coterie {__version__} does not know; it has: "
+                f"{', '.join(PRESETS)}. Type: pip install -U coterie"
+            )
+        try:
+            check_curves(curves)
+        except OptionError as error:
+            raise CheckpointError(f"{where}: {error} Measure them again, or delete them from the file.") from error
+        return cls(spec, curves, base)
+
+
+def is_routed(config: Mapping[str, Any]) -> bool:
+    """Whether a parsed config.json is of a model with routers of ours."""
+    return config.get("model_type") == MODEL_TYPE
+
+
+def as_base(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A parsed config.json as that of the family it is based on; others as they are.
+
+    Raises:
+        CheckpointError: it does not say which family, or one that is none.
+    """
+    if not is_routed(config):
+        return config
+    base = config.get(BASE)
+    if not isinstance(base, str) or family_config_class(base) is None:
+        raise CheckpointError(f"{where}: {no_base(base)}")
+    return {**config, "model_type": base}
+
+
+def read_stored(path: Path) -> Stored:
+    """coterie.json of the directory ``path``.
+
+    Raises:
+        CheckpointError: there is none, or it is not valid.
+    """
+    file = path / FILE
+    if not file.is_file():
+        raise CheckpointError(
+            f"{path} lacks {FILE}, which says how its model routes. Copy it from where the model was saved."
+        )
+    return Stored.from_record(read_json(file), str(file))
+
+
+def write_stored(path: Path, stored: Stored) -> None:
+    """Write coterie.json into the directory ``path``."""
+    text = json.dumps(stored.as_record(), indent=2, default=_plain) + "\n"
+    (path / FILE).write_text(text, encoding="utf-8")
+
+
+def routers_for(spec: RouterSpec, sites: list[SiteShape], where: str) -> list[Any]:
+    """`coterie.routers.build_routers` for a saved model.
+
+    Raises:
+        CheckpointError: an option is not known here, or does not fit the model.
+    """
+    try:
+        return build_routers(spec.name, sites, spec.options)
+    except (OptionError, TypeError) as error:
+        raise CheckpointError(f"{where} describes a router that cannot be built: {error}") from error
+
+
+def check_curves(curves: Curves) -> None:
+    """Whether curves are such as `Stored` has them.
+
+    Raises:
+        OptionError: they are not; says what they should be.
+    """
+    for name, points in curves.items():
+        if name == "measure" and isinstance(points, str):
+            continue
+        if not isinstance(points, list | tuple) or not all(map(_is_point, points)):
+            raise OptionError(f"the curve {name!r} must be pairs of numbers, such as [[1, 2.31], [2, 2.11]].")
+
+
+def _is_point(point: Any) -> bool:
+    return isinstance(point, list | tuple) and len(point) == 2 and all(isinstance(x, int | float) for x in point)
+
+
+def _check_format(found: Any, writer: str, where: str) -> None:
+    if not isinstance(found, int) or isinstance(found, bool):
+        raise CheckpointError(f"{where} does not say its format. Copy it again from where the model was saved.")
+    if found > FORMAT:
+        raise CheckpointError(
+            f"{where} has format {found}, written by Coterie {writer}; Coterie {__version__} reads up to {FORMAT}. "
+            "Type: pip install -U coterie"
+        )
+
+
+def _field(record: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
+    value = record.get(name)
+    if not isinstance(value, kind):
+        found = "is missing" if value is None else f"is {value!r}"
+        raise CheckpointError(f"{where}: the field {name!r} {found}. Copy the file again, or save the model again.")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and torch as Python's."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise OptionError(f"{value!r} cannot be stored in {FILE}: options are numbers, words and booleans.")
