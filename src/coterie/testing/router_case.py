@@ -27,6 +27,8 @@ class RouterCase:
         k: choices per item the router was built with; most: the most an override may ask for.
         width: D of the items.
         vocab: ids of the context are drawn below it.
+        carry_width: columns of the carry that the items come with; 0 where they come without.
+        by_probs: parameters that learn from `Routing.probs` alone, and get no gradient from the weights.
         learned, causal, variable_k, carries, stochastic, scope: the facts the router must declare.
     """
 
@@ -37,6 +39,8 @@ class RouterCase:
     most: int
     width: int = 8
     vocab: int = 32
+    carry_width: int = 0
+    by_probs: tuple[str, ...] = ()
     learned: bool = True
     causal: bool = True
     variable_k: bool = False
@@ -58,7 +62,8 @@ class RouterCase:
         x = torch.randn(num_items, self.width, generator=generator)
         ids = torch.randint(self.vocab, (num_items,), generator=generator)
         position = torch.arange(num_items)
-        return x, RouteContext(ids=ids, position=position, sequence=torch.zeros_like(position), seed=3)
+        carry = torch.randn(num_items, self.carry_width, generator=generator) if self.carry_width else None
+        return x, RouteContext(ids=ids, position=position, sequence=torch.zeros_like(position), seed=3, carry=carry)
 
 
 def limited_contexts(case: RouterCase, num_experts: int) -> list[tuple[str, Tensor, RouteContext]]:
@@ -112,5 +117,5 @@ def _bias(ctx: RouteContext, t: int, expert: int) -> float:
 
 def select_items(ctx: RouteContext, index: Tensor) -> RouteContext:
     """The context of the items ``index``."""
-    names = ("mask", "sequence", "position", "ids")
+    names = ("mask", "sequence", "position", "ids", "carry")
     return replace(ctx, **{n: value[index] for n in names if (value := getattr(ctx, n)) is not None})

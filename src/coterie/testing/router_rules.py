@@ -33,6 +33,27 @@ def softmax_after_rule() -> Rule:
     return rule
 
 
+def uniform_rule(scale: float = 1.0) -> Rule:
+    """The k best, with equal shares of ``scale``."""
+
+    def rule(logits: Mapping[int, float], k: int) -> Mapping[int, float]:
+        taken = _best(logits, k)
+        return {route: scale / len(taken) for route in taken}
+
+    return rule
+
+
+def true_only_rule(num_true: int, min_true: int = 0) -> Rule:
+    """The k best, softmax over those below ``num_true``; where there are none, the ``min_true`` best of them."""
+
+    def rule(logits: Mapping[int, float], k: int) -> Mapping[int, float]:
+        true = {route: value for route, value in logits.items() if route < num_true}
+        taken = [route for route in _best(logits, k) if route < num_true] or _best(true, min_true)
+        return _softmax({route: logits[route] for route in taken})
+
+    return rule
+
+
 def sigmoid_rule(
     correction: Sequence[float], *, num_groups: int = 1, keep_groups: int = 1, scale: float = 1.0
 ) -> Rule:  # fmt: skip

@@ -59,7 +59,10 @@ def check_reference(case: RouterCase) -> None:
 
 
 def check_gradients(case: RouterCase) -> None:
-    """Every parameter of a learned router gets a finite gradient, not all zero; others have none."""
+    """Every parameter of a learned router gets a finite gradient, not all zero; others have none.
+
+    Those that the row names learn from the probs and get nothing from the weights.
+    """
     router = case.make()
     x, ctx = case.items()
     routing = router(x, ctx)
@@ -67,7 +70,12 @@ def check_gradients(case: RouterCase) -> None:
     if not case.learned:
         return
     mix = torch.randn(routing.weight.shape, generator=torch.Generator().manual_seed(2))
-    (routing.weight * mix).sum().backward()
+    (routing.weight * mix).sum().backward(retain_graph=True)
+    for name in case.by_probs:
+        grad = router.get_parameter(name).grad
+        assert grad is None or not bool(grad.any()), name
+    if case.by_probs:
+        routing.probs.square().sum().backward()
     for name, parameter in router.named_parameters():
         assert parameter.grad is not None, name
         assert bool(torch.isfinite(parameter.grad).all()), name

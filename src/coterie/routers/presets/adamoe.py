@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from coterie.errors import OptionError
-from coterie.routers.base import Router, Select, Weigh
+from coterie.routers.base import Router, Score, Select, Weigh
 from coterie.routers.presets.build import PRESETS
 from coterie.routers.routes import RouteTable
 from coterie.routers.score import LinearScore, WithNulls
@@ -50,14 +50,15 @@ def adamoe(
     if null not in ("zero", "identity"):
         raise OptionError(f"null={null!r} is not allowed: write 'zero' or 'identity'.")
     true = LinearScore(width, num_experts, dtype=torch.float32 if float32 else None)
-    score = WithNulls(true, num_nulls, width)
-    if copied:
-        score.copy_rows(true.weight)
+    nulls = WithNulls(true, num_nulls, width) if num_nulls else None
+    if nulls is not None and copied:
+        nulls.copy_rows(true.weight)
+    score = true if nulls is None else nulls
     return nullable(score, k, num_experts, num_nulls, min_true=min_true, identity=null == "identity")
 
 
 def nullable(
-    score: WithNulls, k: int, num_true: int, num_nulls: int, *, min_true: int = 0, identity: bool = False,
+    score: Score, k: int, num_true: int, num_nulls: int, *, min_true: int = 0, identity: bool = False,
     weigh: Weigh | None = None,
 ) -> Router:  # fmt: skip
     """The router of N true and M null routes, from its score and what weighs the true ones.
