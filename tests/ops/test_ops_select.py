@@ -83,8 +83,23 @@ def test_ties_go_to_the_lowest_id() -> None:
     assert top_k(torch.zeros(1, 300, dtype=torch.bfloat16), 5).tolist() == [[0, 1, 2, 3, 4]]
 
 
-def test_a_broken_score_is_chosen_not_hidden() -> None:
-    assert top_k(torch.tensor([[3.0, float("nan"), 5.0]]), 1).tolist() == [[1]]
+def test_a_broken_score_is_refused_not_hidden() -> None:
+    broken = torch.tensor([[3.0, float("nan"), 5.0], [1.0, 2.0, 3.0]])
+    with pytest.raises(RoutingError, match=r"NaN\) for 1 of 2 items.*lower rate"):
+        top_k(broken, 1)
+    with pytest.raises(RoutingError, match="NaN"):
+        group_limited_top_k(torch.tensor([[3.0, float("nan"), 5.0, 1.0]]), 1, num_groups=2, keep_groups=1)
+    assert top_k(broken, 1, torch.tensor([True, False, True])).tolist() == [[2], [2]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_large_tables_go_the_same_way_as_small_ones(dtype: torch.dtype) -> None:
+    values = torch.tensor([-INF, -2.0, -0.0, 0.0, 1e-30, 0.5, 3.0, INF])
+    scores = torch.cat([values[torch.randint(8, (500, 40))], torch.randn(500, 40)]).to(dtype)
+    for k in (1, 3, 39):
+        whole = top_k(scores, k)  # packed
+        rows = torch.cat([top_k(row, k) for row in scores.split(10)])  # sorted
+        assert torch.equal(whole, rows)
 
 
 def test_one_row_of_allowed_serves_all_items() -> None:

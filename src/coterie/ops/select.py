@@ -6,8 +6,8 @@ from; empty places come last.
 
 The order is total: the higher score first, and among equal scores the lower route id. Ties are
 common (bfloat16 logits, copied router rows), so an order that a kernel leaves open would let a
-device or a batch size decide. A score of -inf is never chosen. NaN sorts above every number: a
-broken score shows in the weights, where `Routing.check` finds it, instead of vanishing.
+device or a batch size decide. A score of -inf is never chosen. NaN sorts above every number and is
+refused, so that a broken score is met where it enters instead of vanishing in a sum.
 """
 
 from __future__ import annotations
@@ -33,14 +33,60 @@ def top_k(scores: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
 
     Raises:
         OptionError: ``k`` is not in 1..R.
+        RoutingError: a score that may be chosen is NaN.
     """
     num_routes = scores.shape[1]
     check_k(k, num_routes)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
+    values, order = ranked(scores, k)
+    return order.masked_fill(values == float("-inf"), num_routes)
+
+
+def ranked(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` highest scores of each row, [T, k], and [T, k] int64 of where they stand; equal ones in ascending id.
+
+    No gradient flows.
+
+    Raises:
+        RoutingError: a score is NaN.
+    """
+    scores = scores.detach()
+    refuse_nan(scores)
+    if k < scores.shape[1] and scores.numel() >= _MANY and scores.dtype in _PACKED:
+        return _ranked_packed(scores, k)
     # a stable descending sort keeps equal scores in ascending id, on every device
-    values, order = torch.sort(scores.detach(), dim=1, descending=True, stable=True)
-    return order[:, :k].masked_fill(values[:, :k] == float("-inf"), num_routes)
+    values, order = torch.sort(scores, dim=1, descending=True, stable=True)
+    return values[:, :k], order[:, :k]
+
+
+def refuse_nan(scores: Tensor) -> None:
+    """Whether ``scores [T, R]`` are numbers.
+
+    Raises:
+        RoutingError: some are not; the text says for how many items, and what usually helps.
+    """
+    if torch.equal(scores, scores):  # NaN equals nothing, not even itself; this is the cheapest way to ask
+        return
+    count = int(torch.isnan(scores).any(dim=1).sum())
+    raise RoutingError(
+        f"the router's scores are not numbers (NaN) for {count} of {len(scores)} items: its input or its weights are "
+        f"broken. Look for the first layer that gives NaN; train in bfloat16 or float32, or at a lower rate."
+    )
+
+
+_MANY = 8192  # scores in all, from which packing pays
+_PACKED = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _ranked_packed(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same by a partial sort, of integers that no two routes share: the score above, the id below."""
+    last = scores.shape[1] - 1
+    words = (scores.float() + 0.0).view(torch.int32)  # + 0 makes -0 equal to 0
+    words = words ^ ((words >> 31) & 0x7FFFFFFF)  # ordered as the numbers are
+    keys = (words.long() << 32) + torch.arange(last, -1, -1, device=scores.device)
+    order = last - (keys.topk(k, dim=1).values & 0xFFFFFFFF)
+    return scores.gather(1, order), order
 
 
 def group_limited_top_k(

@@ -7,6 +7,8 @@ time belongs to the store.
 """
 
 from coterie.routers.base import Part, Router, RouterLike, Scope, Score, Scores, Select, Weigh
+from coterie.routers.calibrate import calibrate, setting_for
+from coterie.routers.controller import Controller
 from coterie.routers.planner import FromPlan, Planner
 from coterie.routers.presets import (
     PRESETS,
@@ -14,18 +16,24 @@ from coterie.routers.presets import (
     adamoe,
     build_routers,
     cosine,
+    expert_choice,
     group_limited,
     hash_routing,
+    min_p,
     preset_options,
     rmoe,
     sigmoid_bias,
     smoe_dropout,
+    thor,
     top_k,
+    top_p,
+    with_capacity,
 )
 from coterie.routers.routes import RouteTable
 
 __all__ = [
     "PRESETS",
+    "Controller",
     "FromPlan",
     "Part",
     "Planner",
@@ -40,12 +48,19 @@ __all__ = [
     "Weigh",
     "adamoe",
     "build_routers",
+    "calibrate",
     "cosine",
+    "expert_choice",
     "group_limited",
     "hash_routing",
+    "min_p",
     "preset_options",
     "rmoe",
+    "setting_for",
     "sigmoid_bias",
     "smoe_dropout",
+    "thor",
     "top_k",
+    "top_p",
+    "with_capacity",
 ]

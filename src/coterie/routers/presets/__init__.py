@@ -8,10 +8,14 @@ layer also takes ``follow``, the router of the layer before. `PRESETS` has them 
 
 from coterie.routers.presets.adamoe import adamoe
 from coterie.routers.presets.build import PRESETS, SiteShape, build_routers, preset_options
+from coterie.routers.presets.capacity import with_capacity
 from coterie.routers.presets.checkpoints import group_limited, hash_routing, sigmoid_bias, top_k
 from coterie.routers.presets.cosine import cosine
+from coterie.routers.presets.expert_choice import expert_choice
 from coterie.routers.presets.rmoe import rmoe
 from coterie.routers.presets.smoe_dropout import smoe_dropout
+from coterie.routers.presets.stochastic import thor
+from coterie.routers.presets.threshold import min_p, top_p
 
 __all__ = [
     "PRESETS",
@@ -19,11 +23,16 @@ __all__ = [
     "adamoe",
     "build_routers",
     "cosine",
+    "expert_choice",
     "group_limited",
     "hash_routing",
+    "min_p",
     "preset_options",
     "rmoe",
     "sigmoid_bias",
     "smoe_dropout",
+    "thor",
     "top_k",
+    "top_p",
+    "with_capacity",
 ]

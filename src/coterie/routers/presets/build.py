@@ -11,11 +11,15 @@ from typing import Any
 from coterie.errors import OptionError
 from coterie.registry import Registry
 from coterie.routers.base import Router
+from coterie.routers.presets.capacity import with_capacity
 
 PRESETS: Registry[Callable[..., Router]] = Registry("router")
 
 # what a site or the layer before gives, not the user
 _GIVEN = ("width", "num_experts", "vocab_size", "follow")
+
+# options of every preset: a limit to what one expert may be given, by `with_capacity`
+_LIMITS: dict[str, Any] = {"capacity": None, "eval_capacity": None, "capacity_order": "probability"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ def build_routers(name: str, sites: Sequence[SiteShape], options: Mapping[str, A
     Args:
         name: of a preset in `PRESETS`.
         sites: of the layers.
-        options: the preset's own arguments, as a recipe has them; ``k`` defaults to that of the site.
+        options: the preset's own arguments, as a recipe has them; ``k`` defaults to that of the site. Every preset
+            also takes ``capacity``, ``eval_capacity`` and ``capacity_order``, which `with_capacity` explains.
 
     Raises:
         OptionError: an unknown preset or option (the nearest is suggested), or a value that is not allowed.
@@ -42,14 +47,15 @@ def build_routers(name: str, sites: Sequence[SiteShape], options: Mapping[str, A
     preset = PRESETS.get(name)
     known = inspect.signature(preset).parameters
     _check_options(name, options)
+    own = {key: value for key, value in options.items() if key not in _LIMITS}
     routers: list[Router] = []
     for site in sites:
         given: dict[str, Any] = {
             "width": site.width, "num_experts": site.num_experts, "k": site.k, "vocab_size": site.vocab_size,
             "follow": routers[-1] if routers else None,
         }  # fmt: skip
-        routers.append(preset(**{**{key: value for key, value in given.items() if key in known}, **options}))
-    return routers
+        routers.append(preset(**{**{key: value for key, value in given.items() if key in known}, **own}))
+    return [_limited(router, {**_LIMITS, **options}) for router in routers]
 
 
 def preset_options(name: str) -> dict[str, Any]:
@@ -59,11 +65,19 @@ def preset_options(name: str) -> dict[str, Any]:
         OptionError: an unknown preset.
     """
     parameters = inspect.signature(PRESETS.get(name)).parameters
-    return {
+    own = {
         key: None if parameter.default is parameter.empty else parameter.default
         for key, parameter in parameters.items()
         if key not in _GIVEN
     }
+    return {**own, **_LIMITS}
+
+
+def _limited(router: Router, options: Mapping[str, Any]) -> Router:
+    factor, eval_factor = options["capacity"], options["eval_capacity"]
+    if factor is None and eval_factor is None:
+        return router
+    return with_capacity(router, factor, eval_factor=eval_factor, order=options["capacity_order"])
 
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:

@@ -25,6 +25,9 @@ def top_k(
     rounded: bool = False,
     bias: bool = False,
     float32: bool = False,
+    corrected: bool = False,
+    activation: Literal["softmax", "sigmoid"] = "softmax",
+    scale: float = 1.0,
 ) -> Router:
     """The ``k`` experts of highest logit, weighted by softmax.
 
@@ -40,25 +43,35 @@ def top_k(
         rounded: round the weights to the dtype of the logits.
         bias: learn a bias per expert.
         float32: compute the logits in float32 whatever the dtype of the items.
+        corrected: choose by probability plus a correction that a training loop moves, as in `sigmoid_bias`.
+        activation: of the logits before the selection, ``softmax`` or ``sigmoid``.
+        scale: multiplies the weights, after renormalising.
 
     Raises:
-        OptionError: ``k`` is not in 1..E, or softmax after selection is asked not to renormalise.
+        OptionError: ``k`` is not in 1..E, or softmax after selection is asked for something that it has no place for.
     """
     if softmax not in ("before", "after"):
         raise OptionError(f"softmax={softmax!r} is not allowed: write 'before' or 'after' (the selection).")
     if softmax == "after" and not renormalise:
         raise OptionError("softmax after selection always sums to one: leave renormalise=False out, or use 'before'.")
     after = softmax == "after"
-    weigh: Weigh = Selected(rounded=rounded) if after else Raw("softmax", renormalise=renormalise, rounded=rounded)
+    if after and activation != "softmax":
+        raise OptionError(f"softmax='after' leaves no place for activation={activation!r}: leave one of them out.")
+    weigh: Weigh = (
+        Selected(rounded=rounded, scale=scale)
+        if after
+        else Raw(activation, renormalise=renormalise, eps=_eps(activation), scale=scale, rounded=rounded)
+    )
     score = LinearScore(width, num_experts, bias=bias, dtype=torch.float32 if float32 else None)
-    return Router(score, TopK(k, num_experts), weigh)
+    return Router(score, TopK(k, num_experts, corrected=corrected), weigh)
 
 
 @PRESETS.register("sigmoid_bias")
 def sigmoid_bias(width: int, num_experts: int, k: int, *, renormalise: bool = True, scale: float = 1.0) -> Router:
     """The ``k`` experts of highest sigmoid plus correction, weighted by the sigmoid alone.
 
-    Loss-free balancing (arXiv 2408.15664): a training loop moves ``router.select.correction``.
+    Loss-free balancing (arXiv 2408.15664): a training loop moves ``router.select.correction``
+    by `coterie.ops.corrected`.
     Logits are float32 whatever the dtype of the items.
 
     Raises:
@@ -81,6 +94,9 @@ def group_limited(
     keep_groups: int,
     renormalise: bool = True,
     scale: float = 1.0,
+    activation: Literal["softmax", "sigmoid"] = "sigmoid",
+    best: int = 2,
+    corrected: bool = True,
 ) -> Router:
     """DeepSeek-V3's router (arXiv 2412.19437, equations 12 to 16): `sigmoid_bias` inside the best groups.
 
@@ -92,14 +108,17 @@ def group_limited(
         keep_groups: ``topk_group``.
         renormalise: ``norm_topk_prob``.
         scale: ``routed_scaling_factor``.
+        activation: ``sigmoid``, or ``softmax`` as in DeepSeek-V2.
+        best: how many of a group's best experts say how good it is; 1 in DeepSeek-V2.
+        corrected: choose by the activation plus a correction.
 
     Raises:
         OptionError: the groups do not divide E, or hold fewer than ``k`` experts.
     """
     return Router(
         LinearScore(width, num_experts, dtype=torch.float32),
-        GroupLimited(k, num_experts, num_groups=num_groups, keep_groups=keep_groups),
-        Raw("sigmoid", renormalise=renormalise, eps=1e-20, scale=scale),
+        GroupLimited(k, num_experts, num_groups=num_groups, keep_groups=keep_groups, best=best, corrected=corrected),
+        Raw(activation, renormalise=renormalise, eps=_eps(activation), scale=scale),
     )
 
 
@@ -114,3 +133,8 @@ def hash_routing(vocab_size: int, num_experts: int, k: int = 1, *, seed: int = 0
     """
     table = random_table(vocab_size, num_experts, k, seed=seed)
     return Router(HashScore(table, num_experts), TopK(k, num_experts), Selected())
+
+
+def _eps(activation: str) -> float:
+    """Sigmoids may all be 0; the sum of a softmax never is."""
+    return 1e-20 if activation == "sigmoid" else 0.0

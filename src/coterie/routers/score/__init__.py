@@ -1,6 +1,7 @@
 """Score parts: items to logits over routes. One file per kind."""
 
 from coterie.routers.score.blend import Blend
+from coterie.routers.score.constant import ConstantScore
 from coterie.routers.score.cosine import Cosine
 from coterie.routers.score.frozen import Frozen
 from coterie.routers.score.hash import HashScore, random_table
@@ -8,4 +9,14 @@ from coterie.routers.score.linear import LinearScore
 from coterie.routers.score.recurrent import Recurrent
 from coterie.routers.score.with_nulls import WithNulls
 
-__all__ = ["Blend", "Cosine", "Frozen", "HashScore", "LinearScore", "Recurrent", "WithNulls", "random_table"]
+__all__ = [
+    "Blend",
+    "ConstantScore",
+    "Cosine",
+    "Frozen",
+    "HashScore",
+    "LinearScore",
+    "Recurrent",
+    "WithNulls",
+    "random_table",
+]
