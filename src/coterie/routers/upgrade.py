@@ -75,7 +75,8 @@ def add_nulls(
     if start == "pinned":
         nulls.pin(k - select.k, offset)
     made = nullable(
-        nulls, k, router.num_experts, num_nulls, min_true=min_true, weigh=deepcopy(router.weigh)
+        nulls, TopK(k, nulls.num_routes), router.num_experts, num_nulls, min_true=min_true,
+        weigh=deepcopy(router.weigh),
     )  # fmt: skip
     return made.train(router.training)
 

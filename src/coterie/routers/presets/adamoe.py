@@ -11,7 +11,7 @@ from coterie.routers.base import Router, Score, Select, Weigh
 from coterie.routers.presets.build import PRESETS
 from coterie.routers.routes import RouteTable
 from coterie.routers.score import LinearScore, WithNulls
-from coterie.routers.select import AtLeastTrue, TopK
+from coterie.routers.select import AtLeastTrue, TopK, TopP
 from coterie.routers.weigh import Selected, TrueOnly
 
 
@@ -24,6 +24,8 @@ def adamoe(
     num_nulls: int = 8,
     null: Literal["zero", "identity"] = "zero",
     min_true: int = 0,
+    select: Literal["top_k", "top_p"] = "top_k",
+    p: float = 0.4,
     copied: bool = False,
     float32: bool = False,
 ) -> Router:
@@ -41,12 +43,16 @@ def adamoe(
             itself, with the share its nulls have. The router is then over E + 1 experts, and the last must
             be an identity: `coterie.experts.with_identity` adds it.
         min_true: 0 is the paper's: an item may end without any expert. 1 gives such an item its best one.
+        select: ``top_k`` takes k routes, ``top_p`` the fewest best whose probabilities reach ``p``, k at most.
+        p: above 0, up to 1.
         copied: start each null's row as a copy of an expert's row, in turn, instead of drawing it.
         float32: compute the logits of the true experts in float32 whatever the dtype of the items.
 
     Raises:
         OptionError: ``k`` is not in 1..E + M, or an option has a value that is not named here.
     """
+    if select not in ("top_k", "top_p"):
+        raise OptionError(f"select={select!r} is not allowed: write 'top_k' or 'top_p'.")
     if null not in ("zero", "identity"):
         raise OptionError(f"null={null!r} is not allowed: write 'zero' or 'identity'.")
     true = LinearScore(width, num_experts, dtype=torch.float32 if float32 else None)
@@ -54,21 +60,22 @@ def adamoe(
     if nulls is not None and copied:
         nulls.copy_rows(true.weight)
     score = true if nulls is None else nulls
-    return nullable(score, k, num_experts, num_nulls, min_true=min_true, identity=null == "identity")
+    num_routes = num_experts + num_nulls
+    chooses = TopK(k, num_routes) if select == "top_k" else TopP(p, num_routes, k_max=k)
+    return nullable(score, chooses, num_experts, num_nulls, min_true=min_true, identity=null == "identity")
 
 
 def nullable(
-    score: Score, k: int, num_true: int, num_nulls: int, *, min_true: int = 0, identity: bool = False,
+    score: Score, select: Select, num_true: int, num_nulls: int, *, min_true: int = 0, identity: bool = False,
     weigh: Weigh | None = None,
 ) -> Router:  # fmt: skip
-    """The router of N true and M null routes, from its score and what weighs the true ones.
+    """The router of N true and M null routes, from what scores and selects among them and weighs the true ones.
 
     Raises:
-        OptionError: ``k`` is not in 1..N + M, or ``min_true`` is neither 0 nor 1.
+        OptionError: ``min_true`` is neither 0 nor 1.
     """
     if min_true not in (0, 1):
         raise OptionError(f"min_true={min_true!r} is not allowed: 0 leaves items of nulls alone, 1 mends them.")
-    select: Select = TopK(k, num_true + num_nulls)
     if min_true:
         select = AtLeastTrue(select, num_true)
     weigh = Selected() if weigh is None else weigh

@@ -19,9 +19,10 @@ class WithNulls(Score):
     from item to item while the number of choices does not. With ``TrueOnly`` weights only a balance loss
     (or weight decay) moves the rows: give them no weight decay, since it alone would change the budget.
 
-    ``offset [M]`` is a buffer added to the null logits, zero at first. It pins nulls (``offset`` far up or
-    down, then ``score.offset.mul_(0.99)`` step by step) and `steer` holds a budget with it. It moves
-    selection and probabilities, and no weight of a true expert.
+    ``offset [M]`` is a buffer added to the null logits, zero at first. It pins nulls (`pin`, then
+    ``score.offset.mul_(0.99)`` step by step) and can hold a budget (``score.offset.fill_(controller.value)``
+    with a `Controller` that has ``rising=False``). It moves selection and probabilities, and no weight of a
+    true expert.
 
     Args:
         inner: the score of the true routes.
@@ -73,15 +74,3 @@ class WithNulls(Score):
         """``offset`` on the first ``count`` nulls and ``-offset`` on the others, whatever was there before. Mutates."""
         self.offset.fill_(-offset)
         self.offset[:count] = offset
-
-    @torch.no_grad()
-    def steer(self, mean_experts: float, target: float, *, rate: float = 1e-3) -> None:
-        """One step of a controller: move every offset by ``rate`` so that ``mean_experts`` nears ``target``. Mutates.
-
-        Args:
-            mean_experts: true experts per item, as measured: ``routing.experts_per_item()`` over real items.
-            target: what to hold.
-            rate: of one step, in units of logits.
-        """
-        gap = mean_experts - target
-        self.offset += rate * ((gap > 0) - (gap < 0))
