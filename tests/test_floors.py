@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "coterie"
 FLOORS = {
     "errors": 0,
     "units": 1, "registry": 1, "ranges": 1, "routing": 1,
-    "ops": 2,
+    "ops": 2, "pictures": 2,
     "routers": 3, "experts": 3,
     "layers": 4,
     "models": 5,

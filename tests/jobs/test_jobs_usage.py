@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from coterie.errors import BudgetError, MissingExtraError, OptionError, PromptError
-from coterie.jobs.heatmap import STEPS, step_of
 from coterie.jobs.usage import usage
 from coterie.jobs.usage_sheet import bars
 from coterie.models.prompts import Prompts
+from coterie.pictures.heatmap import STEPS, step_of
 from coterie.testing.checkpoints import save_tiny
 
 FIRST = "the experts meet in the morning and the router says who speaks. " * 12

@@ -8,8 +8,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from coterie import __version__
-from coterie.jobs.heatmap import heatmap, histogram, legend
 from coterie.jobs.load_balance import SiteUse
+from coterie.pictures import heatmap, histogram, legend
+from coterie.pictures.page import cards, section
+from coterie.pictures.page import page as framed
 from coterie.units import format_bytes
 
 if TYPE_CHECKING:
@@ -31,19 +33,9 @@ _TERMS = (
 
 def page(usage: Usage) -> str:
     """The whole document."""
-    from coterie.jobs.usage_style import STYLE
-
-    name = escape(usage.model)
-    head = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}: experts used</title>\n<style>{STYLE}</style>\n</head>\n"
-    )
-    parts = [
-        f"<header><h1>{name}</h1><p>{escape(_lead(usage))}</p></header>", _cards(usage), _overview(usage),
-        _layers(usage.sites), _texts(usage), _terms(), _footer(usage),
-    ]  # fmt: skip
-    return f"{head}<body>\n<main>\n" + "\n".join(part for part in parts if part) + "\n</main>\n</body>\n</html>\n"
+    parts = [_cards(usage), _overview(usage), _layers(usage.sites), _texts(usage), _terms()]
+    footer = f"Memory {usage.budget.describe()}. The budget changes no route. coterie {__version__}"
+    return framed(f"{usage.model}: experts used", _lead(usage), parts, footer)
 
 
 def _lead(usage: Usage) -> str:
@@ -65,8 +57,7 @@ def _cards(usage: Usage) -> str:
         (f"{sum(s.dead for s in sites):,}", f"of {sum(s.num_experts for s in sites):,} experts never used"),
         (f"{usage.hit_rate:.0%}", f"of uses found in memory; {format_bytes(usage.bytes_read)} read"),
     ]
-    made = "".join(f"<div><dd>{escape(number)}</dd><dt>{escape(text)}</dt></div>" for number, text in cells)
-    return f'<dl class="cards">{made}</dl>'
+    return cards(cells)
 
 
 def _overview(usage: Usage) -> str:
@@ -75,15 +66,10 @@ def _overview(usage: Usage) -> str:
         f"Use of each expert in {len(sites)} layers, over a fair share", [s.layer for s in sites],
         [s.relative for s in sites],
     )  # fmt: skip
-    return _section(
+    return section(
         "Use of every expert", "A row is a layer, a column an expert. Hover for the use over a fair share.",
         legend("a quarter or less", "a fair share", "four times or more"), drawn,
     )  # fmt: skip
-
-
-def _section(title: str, text: str, *parts: str) -> str:
-    body = "".join(f'<div class="scroll">{part}</div>' for part in parts)
-    return f"<section><h2>{escape(title)}</h2><p>{escape(text)}</p>{body}</section>"
 
 
 def _layers(sites: Sequence[SiteUse]) -> str:
@@ -91,7 +77,7 @@ def _layers(sites: Sequence[SiteUse]) -> str:
     rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _layer_row(site))}</tr>" for site in sites)
     columns = "".join(f'<th scope="col">{name}</th>' for name in head)
     table = f'<table class="layers"><thead><tr>{columns}</tr></thead><tbody>{rows}</tbody></table>'
-    return _section("Layer by layer", "The dashed line is a fair share. The terms are explained below.", table)
+    return section("Layer by layer", "The dashed line is a fair share. The terms are explained below.", table)
 
 
 def _layer_row(site: SiteUse) -> list[str]:
@@ -115,14 +101,14 @@ def _texts(usage: Usage) -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in ("text", "tokens", "read", "size", "perplexity"))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     text = f"Every {usage.window:,} tokens the model begins with an empty cache."
-    made = _section("Texts" if len(usage.texts) > 1 else "Text", text, table)
+    made = section("Texts" if len(usage.texts) > 1 else "Text", text, table)
     return made if len(usage.texts) == 1 else made + _differences(usage) + "".join(map(_against, _pairs(usage)))
 
 
 def _differences(usage: Usage) -> str:
     rows = "".join(f"<tr><td>{escape(a)} and {escape(b)}</td><td>{v:.1%}</td></tr>" for a, b, v in usage.differences())
     rows += f"<tr><td>stretches of one text, by chance</td><td>{usage.difference_within():.1%}</td></tr>"
-    return _section(
+    return section(
         "How different the texts are",
         "The share of the use that would have to move to other experts for the two to be alike, mean over layers.",
         f"<table><tbody>{rows}</tbody></table>",
@@ -143,7 +129,7 @@ def _against(pair: tuple[TextUse, Usage]) -> str:
     drawn = heatmap(
         f"Use of each expert by {text.text.name}, over its use by all texts", [site.layer for site in text.sites], rows,
     )  # fmt: skip
-    return _section(
+    return section(
         text.text.name, "What it uses more (orange) and less (blue) than all texts together. Hover for the ratio.",
         legend("a quarter or less", "as all texts", "four times or more"), drawn,
     )  # fmt: skip
@@ -152,9 +138,3 @@ def _against(pair: tuple[TextUse, Usage]) -> str:
 def _terms() -> str:
     made = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in _TERMS)
     return f'<section><h2>How to read it</h2><dl class="terms">{made}</dl></section>'
-
-
-def _footer(usage: Usage) -> str:
-    return (
-        f"<footer>Memory {escape(usage.budget.describe())}. The budget changes no route. coterie {__version__}</footer>"
-    )

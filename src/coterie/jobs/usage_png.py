@@ -8,8 +8,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from coterie.errors import MissingExtraError
-from coterie.jobs.heatmap import TOP
-from coterie.jobs.usage_style import LIGHT
+from coterie.pictures.heatmap import TOP
+from coterie.pictures.style import LIGHT
 
 if TYPE_CHECKING:
     from torch import Tensor

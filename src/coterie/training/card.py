@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.errors import OptionError
-from coterie.training.chart import line_chart
+from coterie.pictures.line_chart import line_chart
 from coterie.training.report import SAMPLE, Streams, history, judge
 from coterie.training.text import Corpus
 from coterie.training.writing import read_words, save_words

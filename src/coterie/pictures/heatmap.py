@@ -8,7 +8,7 @@ from html import escape
 
 from torch import Tensor
 
-from coterie.jobs.usage_style import LIGHT
+from coterie.pictures.style import LIGHT
 
 # steps of the colour scale on each side of the middle, and the ratio that the last of them begins to mean
 STEPS, TOP = len(LIGHT) // 2, 4.0

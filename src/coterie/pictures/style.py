@@ -1,4 +1,4 @@
-"""Colours and style sheet of the usage page, for light and dark."""
+"""Colours and style sheet of the pages that Coterie writes, for light and dark."""
 
 from __future__ import annotations
 
