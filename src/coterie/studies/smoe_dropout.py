@@ -128,7 +128,8 @@ STUDY = Study(
     arms=ARMS,
     claims=CLAIMS,
     columns=(
-        Column("bits per byte", "bits/byte"), Column("curve", "B(1) to B(8)"), Column("curve when cut", "cut, untrained"),
+        Column("bits per byte", "bits/byte"), Column("curve", "B(1) to B(8)"),
+        Column("curve when cut", "cut, untrained"),
     ),
     run=run,
 )  # fmt: skip
