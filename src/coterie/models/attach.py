@@ -181,7 +181,9 @@ def _attach_routers(
 def _bridged(site: MoESite, router: Any, session: Session) -> RouterBridge:
     """A `RouterBridge` that is an instance of the class it replaces, so that recorder hooks match."""
     original = type(site.gate)
-    kind: Any = type(f"Bridged{original.__name__}", (RouterBridge, original), {"__module__": RouterBridge.__module__})
+    kind: Any = original
+    if not issubclass(original, RouterBridge):  # else a router of ours is replaced by another
+        kind = type(f"Bridged{original.__name__}", (RouterBridge, original), {"__module__": RouterBridge.__module__})
     bridge: RouterBridge = kind.__new__(kind)
     bridge.take(site, router, session)
     return bridge.train(site.gate.training)

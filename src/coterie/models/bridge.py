@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from coterie.experts import Experts
+from coterie.experts import FFN, Experts
 from coterie.models.compat import OwnLayout, Reader, by_table, own_layout
 from coterie.routing import Routing
 
@@ -31,6 +33,20 @@ class ExpertsBridge(nn.Module):
     def num_experts(self) -> int:
         """E."""
         return self.inner.num_experts
+
+    @property
+    def true_experts(self) -> Experts:
+        """Ours without what may be around them, such as an identity beside them."""
+        return next((part for part in self.inner.modules() if isinstance(part, FFN)), self.inner)
+
+    def __getattr__(self, name: str) -> Any:
+        """Weights by the names that transformers looks for here when it saves."""
+        inner = self.__dict__.get("_modules", {}).get("inner")
+        if inner is not None and name.startswith(("gate_", "up_", "down_")):
+            weights = self.true_experts._parameters
+            if name in weights:
+                return weights[name]
+        return super().__getattr__(name)
 
     def forward(self, hidden_states: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """[T, D] with whatever else the family gives, usually indices and weights [T, K] -> [T, D]."""

@@ -13,6 +13,7 @@ from coterie.errors import UnsupportedError
 from coterie.models.attach import RouterBridge
 from coterie.models.facts import RouterFacts
 from coterie.models.find import MoESite
+from coterie.models.hypotheses import SCORES, chosen_as, same_choice
 from coterie.routers import Router, preset_options
 from coterie.routers.score import LinearScore
 
@@ -78,6 +79,11 @@ def take_gate(router: Router, site: MoESite, block: nn.Module, facts: RouterFact
     before = site.gate.inner.select if isinstance(site.gate, RouterBridge) else None
     correction = _named(block, facts.correction) if before is None else getattr(before, "correction", None)
     if correction is not None and (own := getattr(router.select, "correction", None)) is not None:
+        if before is None and not _corrects_scores(site, block, facts):
+            raise UnsupportedError(
+                f"{type(site.gate).__name__} adds its correction to the logits, where router presets add it to the "
+                "probabilities. Train new gates: route(model, spec, keep_gate=False)."
+            )
         own.copy_(correction.detach().reshape(own.shape))
 
 
@@ -104,12 +110,35 @@ def _is_linear(site: MoESite, weight: Tensor, bias: Tensor | None) -> bool:
         return True
     x = torch.randn(8, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
     expected = F.linear(x, weight, None if bias is None else bias.to(weight.dtype).flatten()).float()
-    found = site.logits(site.gate.forward(x)).float().reshape(expected.shape)
+    try:
+        found = site.logits(site.gate.forward(x)).float().reshape(expected.shape)
+    except Exception:  # a family's own code may want anything that is not there
+        return False
     near = 1e-4 if weight.dtype == torch.float32 else 5e-2
     return any(
         torch.allclose(found, each, rtol=near, atol=near)
         for each in (expected, expected.softmax(-1), expected.sigmoid())
     )
+
+
+@torch.no_grad()
+def _corrects_scores(site: MoESite, block: nn.Module, facts: RouterFacts) -> bool:
+    """Whether the choice is by the activation plus the correction, seen with the correction drawn wide for once."""
+    correction = _named(block, facts.correction)
+    score = SCORES.get(facts.score or "")
+    if correction is None or correction.is_meta or facts.groups is not None or score is None:
+        return True
+    kept = correction.clone()
+    generator = torch.Generator().manual_seed(0)
+    width = next(p.shape[1] for p in site.gate.parameters() if p.dim() == 2)
+    x = torch.randn(64, width, generator=generator).to(next(site.gate.parameters()))
+    try:
+        correction.copy_(torch.rand(correction.shape, generator=generator))
+        output = site.gate.forward(x)
+        scores = score(site.logits(output).float()) + correction.float().flatten()
+        return same_choice(output[2], chosen_as(scores, site.top_k))
+    finally:
+        correction.copy_(kept)
 
 
 def _dtypes(gate: Any) -> dict[str, bool | None]:

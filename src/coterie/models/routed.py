@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shutil
@@ -105,6 +106,8 @@ class Routed:
             by_name = {site.name: router for site, router in zip(sites, routers, strict=True)}
             attach(self, router=lambda site, old: by_name[site.name])
             _keep_wide(self, sites)
+            for site in sites:  # a block's own initialisation would reach for the gate it no longer has
+                self.get_submodule(site.block_name)._is_hf_initialized = True  # type: ignore[attr-defined]
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -120,7 +123,9 @@ class Routed:
             path, config = checkpoint.path, checkpoint.config if config is None else config
             config.coterie = read_stored(checkpoint.path).as_record()
         loaded = super().from_pretrained(path, *args, config=config, **kwargs)  # type: ignore[misc]
-        _give_experts(loaded[0] if isinstance(loaded, tuple) else loaded)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        _place(model)
+        _give_experts(model)
         return loaded
 
     @classmethod
@@ -196,12 +201,22 @@ def _once(do: Callable[[], None]) -> Callable[[], None]:
 def _check(model: Any, sites: tuple[MoESite, ...]) -> None:
     if not sites:
         raise UnsupportedError(f"{type(model).__name__} has no mixture-of-experts layer. Route an MoE model.")
-    own = next((site for site in sites if site.own is not None), None)
-    if own is not None:
+    if any(site.own is not None for site in sites):
         raise UnsupportedError(
             f"The family {model.config.model_type!r} keeps or calls its experts in a way of its own, which routers of "
             "ours cannot answer. Route a family of the shared layout: see docs/families.md."
         )
+    more = next((site for site in sites if not site.gate_takes_rows or len(_arguments(site.gate)) > 1), None)
+    if more is not None:
+        raise UnsupportedError(
+            f"The gate {more.gate_name} ({type(more.gate).__name__}) is given {', '.join(_arguments(more.gate))}; a "
+            "router of ours takes the items alone. Choose a model whose gates decide by their input."
+        )
+
+
+def _arguments(gate: nn.Module) -> list[str]:
+    parameters = inspect.signature(gate.forward).parameters.values()
+    return [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
 
 
 def _facts(model: Any, sites: tuple[MoESite, ...]) -> RouterFacts:
@@ -233,6 +248,18 @@ def _keep_wide(model: Any, sites: tuple[MoESite, ...]) -> None:
     model._keep_in_fp32_modules_strict = set(model._keep_in_fp32_modules_strict or ()) | parts
 
 
+@torch.no_grad()
+def _place(model: Any) -> None:
+    """Move weights to addresses where their products have the bits they had when they were saved.
+
+    transformers leaves tensors where they lie in the mapped file. In float32 the processor's matrix library takes
+    another order of addition at addresses off a multiple of 64.
+    """
+    for parameter in model.parameters():
+        if parameter.dtype in (torch.float32, torch.float64) and parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()
+
+
 def _give_experts(model: Any) -> Attachment | None:
     """Our experts in place of the family's, sharing their weights, where ours compute the same and there is memory."""
     sites = find_sites(model)
@@ -248,13 +275,8 @@ def _give_experts(model: Any) -> Attachment | None:
 
 
 def _ours(site: MoESite, old: nn.Module) -> Experts:
-    inner = true_experts(old) if isinstance(old, ExpertsBridge) else experts_from(old)
+    inner = old.true_experts if isinstance(old, ExpertsBridge) else experts_from(old)
     return completed(inner, site.gate)
-
-
-def true_experts(bridge: ExpertsBridge) -> Experts:
-    """The experts behind a bridge, without an identity beside them."""
-    return next((module for module in bridge.inner.modules() if isinstance(module, FFN)), bridge.inner)
 
 
 def completed(experts: Experts, gate: Any) -> Experts:

@@ -74,7 +74,10 @@ def no_base(found: Any) -> str:
 def _register_models(base: type, config: type, mixin: type) -> None:
     import transformers as hf
 
-    for auto in (hf.AutoModelForCausalLM, hf.AutoModelForImageTextToText):
+    autos: tuple[Any, ...] = (
+        hf.AutoModelForCausalLM, hf.AutoModelForImageTextToText, hf.AutoModelForTokenClassification,
+    )  # fmt: skip
+    for auto in autos:
         if config in auto._model_mapping._extra_content or base not in auto._model_mapping:
             continue
         found = auto._model_mapping[base]
