@@ -42,8 +42,9 @@ def add_nulls(
     - ``pinned`` with ``num_nulls >= k - k_0``: that many nulls lie ``offset`` above any expert and fill what k was
       raised by, the others as far below. Let the offset fade in training: ``router.score.offset.mul_(0.99)``.
 
-    Any other numbers with ``copied`` are the paper's own start, such as 8 nulls and k=3 for 8 experts and
-    k_0=2: at the budget from the first step, and not what it was before.
+    Copies need not have all their places: since equal scores go to the true expert, any k above
+    ``(k_0 - 1) * (1 + m)`` keeps k_0 experts too, as long as a copy's score comes out equal to the last bit. So
+    do the paper's numbers, 8 nulls and k=3 for 8 experts and k_0=2. A smaller k starts with fewer experts.
 
     Args:
         router: chooses the k best logits; whatever weighs the chosen goes on weighing the true ones.
