@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import json
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
 
 from coterie.errors import OptionError
-from coterie.routers import group_limited, hash_routing, sigmoid_bias, top_k
+from coterie.routers import PRESETS, group_limited, hash_routing, preset_options, sigmoid_bias, top_k
 
 
 def test_top_k_refusals() -> None:
@@ -37,10 +37,16 @@ def test_logits_dtype() -> None:
     assert sigmoid_bias(4, 4, 2)(x).logits.dtype == torch.float32
 
 
-@pytest.mark.parametrize("preset", [top_k, sigmoid_bias, group_limited, hash_routing], ids=lambda f: f.__name__)
-def test_a_recipe_file_can_hold_every_argument(preset: object) -> None:
-    assert callable(preset)
-    parameters = inspect.signature(preset).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    assert json.loads(json.dumps(defaults)) == defaults
-    assert {str(p.annotation) for p in parameters} <= {"int", "float", "bool", "Literal['before', 'after']"}
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_a_recipe_file_can_hold_every_argument(name: str) -> None:
+    options = preset_options(name)
+    assert json.loads(json.dumps(options)) == options
+    hints = get_type_hints(PRESETS.get(name))
+    kinds = {kind for option, hint in hints.items() if option in options for kind in _kinds(hint)}
+    assert kinds <= {int, float, bool, str, type(None)}
+
+
+def _kinds(hint: Any) -> set[Any]:
+    if get_origin(hint) is Literal:
+        return {type(word) for word in get_args(hint)}
+    return {kind for part in get_args(hint) for kind in _kinds(part)} if get_args(hint) else {hint}

@@ -1,10 +1,10 @@
-"""A row of the router battery: a router, its facts, and its rule for one item in plain Python."""
+"""A row of the router battery: a router, its facts, and its rule in plain Python."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from coterie.routing import RouteContext
 
 # (logits of the routes one item may use, k) -> weight of each route it takes
 Rule = Callable[[Mapping[int, float], int], Mapping[int, float]]
+# the same for all items at once, with the context that says who they are and what is asked; k is None where not asked
+RuleOfAll = Callable[[Sequence[Mapping[int, float]], int | None, RouteContext], Sequence[Mapping[int, float]]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class RouterCase:
         build: makes the router; called after ``torch.manual_seed``.
         rule: the same decision for one item in plain Python; route ids that tie go to the lower id.
         k: choices per item the router was built with; most: the most an override may ask for.
+        k_is: what k says: exactly so many choices, at most, on average over the items, or nothing.
+        rule_of_all: in place of ``rule``, where items compete, draws are made or more than k can be asked for.
+        asked: request-time options the router reads besides k, each with a value to try.
+        alone: an item is routed alike alone and in company.
         width: D of the items.
         vocab: ids of the context are drawn below it.
         carry_width: columns of the carry that the items come with; 0 where they come without.
@@ -34,9 +40,13 @@ class RouterCase:
 
     name: str
     build: Callable[[], Router]
-    rule: Rule
+    rule: Rule | None
     k: int
     most: int
+    k_is: Literal["exactly", "at most", "on average", "nothing"] = "exactly"
+    rule_of_all: RuleOfAll | None = None
+    asked: tuple[tuple[str, Any], ...] = ()
+    alone: bool = True
     width: int = 8
     vocab: int = 32
     carry_width: int = 0
@@ -61,9 +71,9 @@ class RouterCase:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(num_items, self.width, generator=generator)
         ids = torch.randint(self.vocab, (num_items,), generator=generator)
-        position = torch.arange(num_items)
+        place = torch.arange(num_items)
         carry = torch.randn(num_items, self.carry_width, generator=generator) if self.carry_width else None
-        return x, RouteContext(ids=ids, position=position, sequence=torch.zeros_like(position), seed=3, carry=carry)
+        return x, RouteContext(ids=ids, position=place % 7, sequence=place // 7, seed=3, carry=carry)
 
 
 def limited_contexts(case: RouterCase, num_experts: int) -> list[tuple[str, Tensor, RouteContext]]:
@@ -80,6 +90,9 @@ def limited_contexts(case: RouterCase, num_experts: int) -> list[tuple[str, Tens
         "allowed": {"allowed": allowed},
         "k=1": {"overrides": {"k": 1}},
         "k=most": {"overrides": {"k": case.most}},
+        **{f"{option}={value}": {"overrides": {option: value}} for option, value in case.asked},
+        "training": {"training": True, "step": 5, "micro_step": 1},
+        "two passes": {"pass_id": torch.arange(len(x)) % 2},
         "all at once": {"bias": bias, "allowed": allowed, "mask": mask, "overrides": {"k": case.most}},
     }
     return [(name, x, replace(ctx, **change)) for name, change in changes.items()]
@@ -90,20 +103,29 @@ def dense_by_rule(case: RouterCase, router: Router, x: Tensor, ctx: RouteContext
     dense = torch.zeros(len(x), router.num_experts)
     with torch.no_grad():
         logits = router.score(x, ctx)[0]
-    for t in range(len(x)):
-        open_routes = {}
-        for route, expert in enumerate(router.routes.expert):
-            null = expert == router.num_experts
-            if not null and ctx.allowed is not None and not ctx.allowed[t, expert]:
-                continue
-            shift = 0.0 if null else _bias(ctx, t, expert)
-            open_routes[route] = float(logits[t, route]) + shift
-        if ctx.mask is not None and not ctx.mask[t]:
-            open_routes = {}
-        for route, weight in case.rule(open_routes, ctx.overrides.get("k", case.k)).items():
+    open_routes = [_open_routes(router, logits[t].tolist(), t, ctx) for t in range(len(x))]
+    if case.rule_of_all is not None:
+        taken = case.rule_of_all(open_routes, ctx.overrides.get("k"), ctx)
+    else:
+        assert case.rule is not None
+        taken = [case.rule(routes, ctx.overrides.get("k", case.k)) for routes in open_routes]
+    for t, weights in enumerate(taken):
+        for route, weight in weights.items():
             if router.routes.expert[route] < router.num_experts:
                 dense[t, router.routes.expert[route]] += weight
     return dense
+
+
+def _open_routes(router: Router, logits: list[float], t: int, ctx: RouteContext) -> dict[int, float]:
+    """Route -> logit with bias, of the routes that item ``t`` may use."""
+    if ctx.mask is not None and not ctx.mask[t]:
+        return {}
+    routes = {}
+    for route, expert in enumerate(router.routes.expert):
+        null = expert == router.num_experts
+        if null or ctx.allowed is None or ctx.allowed[t, expert]:
+            routes[route] = logits[route] + (0.0 if null else _bias(ctx, t, expert))
+    return routes
 
 
 def _bias(ctx: RouteContext, t: int, expert: int) -> float:

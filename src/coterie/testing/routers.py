@@ -14,16 +14,14 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from coterie.errors import OptionError
 from coterie.routers.base import Router
 from coterie.routing import Routing
+from coterie.testing.router_asserts import assert_count, assert_probs, assert_same
 from coterie.testing.router_case import RouterCase, dense_by_rule, limited_contexts, select_items
+from coterie.testing.router_requests import check_allowed, check_draws, check_override, check_replay
 
 
 def check_contract(case: RouterCase) -> None:
@@ -35,10 +33,10 @@ def check_contract(case: RouterCase) -> None:
         num_routes = router.routes.num_routes
         assert (routing.num_items, routing.num_experts) == (num_items, router.num_experts)
         assert routing.logits.shape == routing.probs.shape == (num_items, num_routes)
-        assert routing.chosen.shape == (num_items, case.k)
+        assert_count(case, routing, case.k)
         assert routing.probs.dtype == routing.weight.dtype == torch.float32
         assert bool(((routing.chosen >= 0) & (routing.chosen <= num_routes)).all())
-        _assert_probs(routing, torch.ones_like(routing.probs, dtype=torch.bool))
+        assert_probs(routing, torch.ones_like(routing.probs, dtype=torch.bool))
         assert [set(row) for row in _experts(routing)] == [set(row) for row in _experts_of_chosen(router, routing)]
 
 
@@ -94,16 +92,16 @@ def check_gradients_of_nothing(case: RouterCase) -> None:
 
 
 def check_mask(case: RouterCase) -> None:
-    """Masked items get nothing; where decisions are per token the others do not change."""
+    """Masked items get nothing; the others do not change, unless the row says that others matter."""
     router = case.make()
     x, ctx = case.items()
     mask = torch.arange(len(x)) % 3 != 1
     routing = router(x, replace(ctx, mask=mask)).check()
     assert bool((routing.experts_per_item()[~mask] == 0).all())
     assert bool((routing.chosen[~mask] == router.routes.num_routes).all())
-    _assert_probs(routing, mask[:, None].expand(routing.probs.shape))
-    if case.scope == "token":
-        _assert_same(routing, router(x, ctx).masked(mask))
+    assert_probs(routing, mask[:, None].expand(routing.probs.shape))
+    if case.alone:
+        assert_same(routing, router(x, ctx).masked(mask))
 
 
 def check_permutation(case: RouterCase) -> None:
@@ -111,18 +109,18 @@ def check_permutation(case: RouterCase) -> None:
     router = case.make()
     x, ctx = case.items()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(4))
-    _assert_same(router(x[order], select_items(ctx, order)), router(x, ctx).expand(order))
+    assert_same(router(x[order], select_items(ctx, order)), router(x, ctx).expand(order))
 
 
 def check_composition(case: RouterCase) -> None:
-    """An item is routed alike alone and in company, unless the facts say that others matter."""
-    if case.scope != "token":
+    """An item is routed alike alone and in company, unless the row says that others matter."""
+    if not case.alone:
         return
     router = case.make()
     x, ctx = case.items()
     whole = router(x, ctx)
     for index in (torch.tensor([5]), torch.tensor([0, 7, 12])):
-        _assert_same(router(x[index], select_items(ctx, index)), whole.expand(index))
+        assert_same(router(x[index], select_items(ctx, index)), whole.expand(index))
 
 
 def check_padding(case: RouterCase) -> None:
@@ -135,7 +133,7 @@ def check_padding(case: RouterCase) -> None:
     place = (real.cumsum(0) - 1).clamp(min=0)
     routing = router(padded_x, replace(select_items(ctx, place), mask=real)).check()
     assert bool((routing.experts_per_item()[~real] == 0).all())
-    _assert_same(routing.expand(real.nonzero().flatten()), router(x, ctx))
+    assert_same(routing.expand(real.nonzero().flatten()), router(x, ctx))
 
 
 def check_determinism(case: RouterCase) -> None:
@@ -166,34 +164,6 @@ def check_state_dict(case: RouterCase) -> None:
     assert torch.equal(mine.weight, theirs.weight)
 
 
-def check_override(case: RouterCase) -> None:
-    """``overrides["k"]`` sets the number of choices from 1 to the most; anything else is refused."""
-    router = case.make()
-    x, ctx = case.items()
-    for k in (1, case.most):
-        assert router(x, replace(ctx, overrides={"k": k})).check().chosen.shape == (len(x), k)
-    wrong: tuple[Any, ...] = (0, -1, case.most + 1, 1.5, "2", True)
-    for value in wrong:
-        text = _refusal(partial(router, x, replace(ctx, overrides={"k": value})))
-        assert str(case.most) in text, f"the refusal of k={value!r} does not say what is allowed: {text}"
-
-
-def check_allowed(case: RouterCase) -> None:
-    """Forbidden experts are improbable and not used, by all items or by single ones; with none nobody computes."""
-    router = case.make()
-    x, ctx = case.items()
-    some = torch.arange(router.num_experts) % 2 == 0
-    table = torch.stack([some.roll(t) for t in range(len(x))])
-    for allowed in (some, table):
-        routing = router(x, replace(ctx, allowed=allowed)).check()
-        allowed = allowed.expand(len(x), -1)
-        assert bool(allowed[routing.item, routing.expert].all())
-        _assert_probs(routing, router.routes.per_route(allowed, True))
-    nobody = router(x, replace(ctx, allowed=torch.zeros_like(some)))
-    assert nobody.num_assignments == 0
-    _assert_probs(nobody, router.routes.per_route(torch.zeros_like(table), True))
-
-
 def check_bfloat16(case: RouterCase) -> None:
     """bfloat16 items and parameters give float32 weights and keep the contract."""
     router = case.make().bfloat16()
@@ -206,20 +176,12 @@ def check_bfloat16(case: RouterCase) -> None:
 ROUTER_CHECKS: tuple[Callable[[RouterCase], None], ...] = (
     check_contract, check_facts, check_reference, check_gradients, check_gradients_of_nothing, check_mask,
     check_permutation, check_composition, check_padding, check_determinism, check_state_dict, check_override,
-    check_allowed, check_bfloat16,
+    check_allowed, check_replay, check_draws, check_bfloat16,
 )  # fmt: skip
 
 
 def _under(name: str) -> Callable[[str], str]:
     return lambda text: f"{name}: {text}"
-
-
-def _refusal(call: Callable[[], object]) -> str:
-    try:
-        call()
-    except OptionError as error:
-        return str(error)
-    raise AssertionError("a wrong option was accepted")
 
 
 def _experts(routing: Routing) -> list[list[int]]:
@@ -230,18 +192,3 @@ def _experts_of_chosen(router: Router, routing: Routing) -> list[list[int]]:
     table = (*router.routes.expert, router.num_experts)
     assert routing.chosen is not None
     return [[table[r] for r in row if table[r] < router.num_experts] for row in routing.chosen.tolist()]
-
-
-def _assert_probs(routing: Routing, allowed: Tensor) -> None:
-    """Every probability is one (which NaN is not), and 0 where a route is not allowed."""
-    assert routing.probs is not None
-    assert bool(((routing.probs >= 0) & (routing.probs <= 1)).all())
-    assert not bool(routing.probs[~allowed].any())
-
-
-def _assert_same(found: Routing, expected: Routing) -> None:
-    """Same choices; weights to rounding, as a matrix product may sum in another order for another T."""
-    assert torch.equal(found.chosen, expected.chosen)  # type: ignore[arg-type]
-    assert torch.equal(found.item, expected.item)
-    assert torch.equal(found.expert, expected.expert)
-    torch.testing.assert_close(found.weight, expected.weight)
