@@ -63,5 +63,5 @@ def test_text_that_will_not_do(tmp_path, name, said):
 
 
 def test_an_empty_directory(tmp_path):
-    with pytest.raises(OptionError, match="no .txt"):
+    with pytest.raises(OptionError, match=r"no \.txt"):
         plain_text(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,15 @@ from torch import Tensor
 from coterie.models.attach import session_of
 from coterie.ops.balance import switch_balance
 from coterie.studies.claims import Arms, Claim, Metrics, Numbers, each
-from coterie.studies.learning import BATCH, BLOCK, RATE, plain_moe, routed, routers_in, train, windows_of
+from coterie.studies.learning import BATCH, BLOCK, RATE, routed, routers_in, tiny_moe, train, windows_of
 from coterie.studies.measures import Seen, correlation, look, sample
 from coterie.studies.study import Arm, Bench, Column, Study
-from coterie.training import Objective
+from coterie.training import Objective, Windows
 from coterie.training.schedules import piecewise
 
 LAYERS, FIRST, SECOND, BALANCE, NULLS = 3, 500, 250, 0.01, 8
 STAGE_1 = "stage 1"
+TOP_2: tuple[str, dict[str, Any]] = ("top_k", {"k": 2, "softmax": "after"})
 A, B, C, D, E = "a: top-2", "b: averaged nulls", "c: individual nulls", "d: top-1", "e: exact start"
 BITS, TRUE, SPREAD, ALL_NULL = "bits per byte", "true experts", "spread of true experts", "all-null share"
 START_GAP, NULL_GRADIENT = "start difference from a", "null gradient"
@@ -27,48 +27,32 @@ START_GAP, NULL_GRADIENT = "start difference from a", "null gradient"
 
 def run(bench: Bench) -> Metrics:
     """Stage 1: a top-2 model. Stage 2, from its weights: one way of going on."""
-    if bench.arm.name == STAGE_1:
-        return _first_stage(bench)
-    options: Mapping[str, Any] = bench.arm.options
-    model = plain_moe(bench.seed, LAYERS)
-    model.load_state_dict(torch.load(bench.earlier[STAGE_1] / "weights.pt", weights_only=True))
-    routed(model, bench.seed, options["router"], options["with"])
-    nulls = options.get("nulls")
-    if nulls:
-        copy_rows(model)
+    model = tiny_moe(bench.seed, LAYERS, *TOP_2)
     windows = sample(bench.corpus.parts["valid"], bench.scaled(1024, 32), BLOCK)
+    if bench.arm.name == STAGE_1:
+        train(bench, model, _data(bench), Objective(balance=BALANCE))
+        torch.save(model.state_dict(), bench.place / "weights.pt")
+        return counts(look(model, windows))
+    model.load_state_dict(torch.load(bench.earlier[STAGE_1] / "weights.pt", weights_only=True))
+    routed(model, bench.seed, bench.arm.options["router"], bench.arm.options["with"])
+    return _second_stage(bench, model, windows)
+
+
+def _second_stage(bench: Bench, model: Any, windows: Tensor) -> Metrics:
+    nulls = bench.arm.options.get("nulls")
     start, gradients = look(model, windows), null_gradients(model, windows[:BATCH]) if nulls else {}
-    data = windows_of(bench.corpus.parts["train"], bench.steps * BATCH, bench.seed + 1000)
-    balance = piecewise([0.02, 1e-4], [0.5]) if nulls else BALANCE
-    train(bench, model, data, Objective(balance=balance, nulls=nulls), rate=RATE / 3)
+    objective = Objective(balance=piecewise([0.02, 1e-4], [0.5]), nulls=nulls) if nulls else Objective(balance=BALANCE)
+    train(bench, model, _data(bench), objective, rate=RATE / 3)
     seen = look(model, windows)
     torch.save({"start": start.loss, "end": seen.loss}, bench.place / "losses.pt")
-    return {
-        "start bits per byte": start.bits,
-        **counts(seen),
-        **gradients,
-        **_against_a(bench.earlier.get(A), start, seen),
-    }
+    beside = _against_a(bench.earlier[A], start, seen) if A in bench.earlier else {}
+    return {"start bits per byte": start.bits, **counts(seen), **gradients, **beside}
 
 
-def _first_stage(bench: Bench) -> Metrics:
-    model = plain_moe(bench.seed, LAYERS)
-    attachment = routed(model, bench.seed, "top_k", {"k": 2, "softmax": "after"})
-    data = windows_of(bench.corpus.parts["train"], bench.steps * BATCH, bench.seed)
-    train(bench, model, data, Objective(balance=BALANCE))
-    seen = look(model, sample(bench.corpus.parts["valid"], bench.scaled(1024, 32), BLOCK))
-    gates = [router.score.weight.detach().clone() for router in routers_in(model)]
-    attachment.undo()
-    for site, gate in zip(attachment.sites, gates, strict=True):
-        model.get_submodule(site.gate_name).weight.data.copy_(gate)
-    torch.save(model.state_dict(), bench.place / "weights.pt")
-    return counts(seen)
-
-
-def copy_rows(model: Any) -> None:
-    """Start every null as a copy of an expert's row of the gate, in turn. Mutates."""
-    for router in routers_in(model):
-        router.score.copy_rows(router.score.inner.weight)
+def _data(bench: Bench) -> Windows:
+    """Of each stage, the same for all its arms."""
+    order = 2 * bench.seed + (bench.arm.name != STAGE_1)
+    return windows_of(bench.corpus.parts["train"], bench.steps * BATCH, order)
 
 
 def null_gradients(model: Any, windows: Tensor) -> dict[str, float]:
@@ -100,10 +84,8 @@ def counts(seen: Seen) -> dict[str, Any]:
     }
 
 
-def _against_a(place: Path | None, start: Seen, seen: Seen) -> dict[str, float]:
+def _against_a(place: Path, start: Seen, seen: Seen) -> dict[str, float]:
     """Beside arm a of the same seed: its losses at the start, and where it finds bytes hard."""
-    if place is None:
-        return {}
     losses = torch.load(place / "losses.pt", weights_only=True)
     spent = seen.experts.double().mean(0)[:, :-1]  # at the token that predicts
     return {
@@ -113,7 +95,7 @@ def _against_a(place: Path | None, start: Seen, seen: Seen) -> dict[str, float]:
 
 
 def _nulls(name: str, what: str, k: int, balance: str) -> Arm:
-    options = {"router": "adamoe", "with": {"k": k, "num_nulls": NULLS}, "nulls": balance}
+    options = {"router": "adamoe", "with": {"k": k, "num_nulls": NULLS, "copied": True}, "nulls": balance}
     return Arm(name, what, SECOND, options, after=(STAGE_1, A))
 
 

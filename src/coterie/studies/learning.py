@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from coterie.models.routed import RouterSpec, route
-from coterie.routers import Router
 from coterie.studies.study import Bench
 from coterie.training import Objective, Options, Windows, fit
+from coterie.training.step_loss import routers_of
 
 BLOCK, BATCH = 64, 16  # tokens of a window, windows of a step: 1024 tokens
 EXPERTS, CHOICES, WIDTH = 8, 2, 64
@@ -40,7 +40,7 @@ def routed(model: Any, seed: int, router: str, options: Mapping[str, Any]) -> An
 
 def routers_in(model: Any) -> list[Any]:
     """Our routers in ``model``, in the order of the layers."""
-    return [module for module in model.modules() if isinstance(module, Router)]
+    return [router for _, router in routers_of(model)]
 
 
 def plain_moe(seed: int, layers: int) -> Any:
