@@ -82,7 +82,8 @@ ARMS = (
     Arm(TOP_2, "two experts for every token, weights not renormalised", STEPS,
         {"router": "top_k", "with": {"k": 2, "renormalise": False}, "beta": 0.0}),
     *(Arm(name, f"threshold {THRESHOLD}, entropy loss {beta:g}", STEPS,
-          {"router": "top_p", "with": {"p": THRESHOLD}, "beta": beta}) for name, beta in BETAS.items()),
+          {"router": "top_p", "with": {"p": THRESHOLD, "normalise": "none"}, "beta": beta})
+      for name, beta in BETAS.items()),
 )  # fmt: skip
 
 
