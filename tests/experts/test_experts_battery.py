@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from coterie.experts import FFN, Experts, FFNShape
+from coterie.experts import FFN, Experts, FFNShape, Identity, Mixed
 from coterie.routing import Routing
 from coterie.testing.experts import EXPERTS_CHECKS, ExpertsCase
 
@@ -48,6 +48,7 @@ def one_row(experts: Experts, expert: int, row: Tensor) -> Tensor:
         return y + getattr(experts, f"{name}_bias")[expert] if shape.bias else y
 
     act = {
+        "linear": lambda z: z,
         "silu": lambda z: z * torch.sigmoid(z),
         "relu2": lambda z: torch.where(z > 0, z * z, 0 * z),
         "gelu_pytorch_tanh": lambda z: z / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3))),
@@ -76,6 +77,56 @@ ROWS = [
     )
     for name, shape in SHAPES.items() for method in METHODS for dtype in DTYPES
     if dtype == "float32" or name in IN_EVERY_DTYPE
+]  # fmt: skip
+
+
+def one_row_of_many_kinds(experts: Experts, expert: int, row: Tensor) -> Tensor:
+    """That of the part the id falls to."""
+    assert isinstance(experts, Mixed)
+    for part, first, end in experts.ranges():
+        if first <= expert < end:
+            return row * 1 if isinstance(part, Identity) else one_row(part, expert - first, row)
+    raise AssertionError(expert)
+
+
+def narrow_everywhere(experts: Experts) -> None:
+    """The wide experts become the first narrow one and channels of nothing."""
+    assert isinstance(experts, Mixed)
+    narrow, wide = experts.parts
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        first, weight = getattr(narrow, name)[0], getattr(wide, name)
+        with torch.no_grad():
+            getattr(narrow, name).copy_(first.expand_as(getattr(narrow, name)))
+            weight.zero_()[:, : first.shape[0], : first.shape[1]] = first
+
+
+def identity_everywhere(experts: Experts) -> None:
+    """The feed-forwards, linear and as wide as their rows, become identities too."""
+    assert isinstance(experts, Mixed)
+    with torch.no_grad():
+        for matrix in experts.parameters():
+            matrix.copy_(torch.eye(matrix.shape[1]).expand_as(matrix))
+
+
+LINEAR, NARROW, WIDE = (
+    FFNShape(6, 6, gated=False, activation="linear"), FFNShape(6, 4, fused=False), FFNShape(6, 8, fused=False),
+)  # fmt: skip
+ROWS += [
+    ExpertsCase(
+        f"{name}, {dtype}", build, reference, inputs=(6,), outputs=(6,), dtype=DTYPES[dtype], equalise=equalise
+    )
+    for name, build, reference, equalise in (
+        ("identity", partial(Identity, 5), lambda experts, expert, row: row * 1, None),
+        (
+            "linear and identity", lambda: Mixed([FFN(4, LINEAR), Identity()]), one_row_of_many_kinds,
+            identity_everywhere,
+        ),
+        (
+            "two widths", lambda: Mixed([FFN(2, NARROW), FFN(3, WIDE)]), one_row_of_many_kinds,
+            narrow_everywhere,
+        ),
+    )
+    for dtype in DTYPES
 ]  # fmt: skip
 
 
