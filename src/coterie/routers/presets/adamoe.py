@@ -12,7 +12,7 @@ from coterie.routers.presets.build import PRESETS
 from coterie.routers.routes import RouteTable
 from coterie.routers.score import LinearScore, WithNulls
 from coterie.routers.select import AtLeastTrue, TopK, TopP
-from coterie.routers.weigh import Selected, TrueOnly
+from coterie.routers.weigh import Raw, Selected, TrueOnly
 
 
 @PRESETS.register("adamoe")
@@ -27,7 +27,12 @@ def adamoe(
     select: Literal["top_k", "top_p"] = "top_k",
     p: float = 0.4,
     copied: bool = False,
+    activation: Literal["softmax", "sigmoid"] = "softmax",
+    renormalise: bool = True,
+    scale: float = 1.0,
+    bias: bool = False,
     float32: bool = False,
+    rounded: bool = False,
 ) -> Router:
     """The best ``k`` of E experts and ``num_nulls`` null routes, weighted by softmax (AdaMoE, arXiv 2406.13233).
 
@@ -46,7 +51,10 @@ def adamoe(
         select: ``top_k`` takes k routes, ``top_p`` the fewest best whose probabilities reach ``p``, k at most.
         p: above 0, up to 1.
         copied: start each null's row as a copy of an expert's row, in turn, instead of drawing it.
-        float32: compute the logits of the true experts in float32 whatever the dtype of the items.
+        activation, renormalise, scale, rounded: how the true experts are weighed, as in `top_k`: the paper's way
+            unless a checkpoint had another.
+        bias: learn a bias per true expert.
+        float32: compute the logits in float32 whatever the dtype of the items.
 
     Raises:
         OptionError: ``k`` is not in 1..E + M, or an option has a value that is not named here.
@@ -55,19 +63,24 @@ def adamoe(
         raise OptionError(f"select={select!r} is not allowed: write 'top_k' or 'top_p'.")
     if null not in ("zero", "identity"):
         raise OptionError(f"null={null!r} is not allowed: write 'zero' or 'identity'.")
-    true = LinearScore(width, num_experts, dtype=torch.float32 if float32 else None)
+    true = LinearScore(width, num_experts, bias=bias, dtype=torch.float32 if float32 else None)
     nulls = WithNulls(true, num_nulls, width) if num_nulls else None
     if nulls is not None and copied:
-        nulls.copy_rows(true.weight)
+        nulls.copy_rows(true.weight, true.bias)
     score = true if nulls is None else nulls
     num_routes = num_experts + num_nulls
     chooses = TopK(k, num_routes) if select == "top_k" else TopP(p, num_routes, k_max=k)
-    return nullable(score, chooses, num_experts, num_nulls, min_true=min_true, identity=null == "identity")
+    weigh = (
+        Selected(rounded=rounded, scale=scale)
+        if activation == "softmax" and renormalise
+        else Raw(activation, renormalise=renormalise, eps=1e-20, scale=scale, rounded=rounded)
+    )
+    return nullable(score, chooses, num_experts, num_nulls, weigh=weigh, min_true=min_true, identity=null == "identity")
 
 
 def nullable(
-    score: Score, select: Select, num_true: int, num_nulls: int, *, min_true: int = 0, identity: bool = False,
-    weigh: Weigh | None = None,
+    score: Score, select: Select, num_true: int, num_nulls: int, *, weigh: Weigh, min_true: int = 0,
+    identity: bool = False,
 ) -> Router:  # fmt: skip
     """The router of N true and M null routes, from what scores and selects among them and weighs the true ones.
 
@@ -78,7 +91,6 @@ def nullable(
         raise OptionError(f"min_true={min_true!r} is not allowed: 0 leaves items of nulls alone, 1 mends them.")
     if min_true:
         select = AtLeastTrue(select, num_true)
-    weigh = Selected() if weigh is None else weigh
     if identity:
         return Router(score, select, weigh, RouteTable.with_identity_nulls(num_true, num_nulls))
     return Router(score, select, TrueOnly(num_true, weigh), RouteTable.with_nulls(num_true, num_nulls))
