@@ -21,7 +21,7 @@ def top_p_rule(
     activation: Literal["softmax", "sigmoid"] = "softmax",
     true: int | None = None,
 ) -> RuleOfAll:
-    """Routes in descending probability until their sum reaches (``strict``: passes) p; from ``true`` on they are null."""
+    """Routes in descending probability until their sum reaches (``strict``: passes) p; nulls from ``true`` on."""
 
     def one(probs: Item, p: float) -> list[int]:
         total, so_far, taken = sum(probs.values()), 0.0, []
