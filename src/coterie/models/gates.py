@@ -54,7 +54,19 @@ def family_options(name: str, facts: RouterFacts, site: MoESite) -> dict[str, An
         best = 2 if facts.groups.rule == "two best" else 1
         known |= {"num_groups": facts.groups.count, "keep_groups": facts.groups.kept, "best": best}
     allowed = preset_options(name)
+    if "normalise" in allowed:
+        known |= _normalised(facts)
     return {key: value for key, value in known.items() if value is not None and key in allowed}
+
+
+def _normalised(facts: RouterFacts) -> dict[str, Any]:
+    """The same two facts for presets that name three ways: none, sum, scale."""
+    scale = _rounded(facts.scale)
+    if facts.renormalised is None:
+        return {"scale": None}
+    if facts.renormalised or scale not in (None, 1.0):
+        return {"normalise": "sum" if facts.renormalised else "scale", "scale": scale}
+    return {"normalise": "none", "scale": None}
 
 
 def take_gate(router: Router, site: MoESite, block: nn.Module, facts: RouterFacts, copied: bool = False) -> None:

@@ -57,6 +57,8 @@ def route(model: Any, spec: RouterSpec, *, keep_gate: bool = True) -> Attachment
     _check(model, sites)
     facts = _facts(model, sites)
     given = family_options(spec.name, facts, sites[0]) if keep_gate and not _is_routed(model) else {}
+    if "normalise" in spec.options:  # a factor belongs to a way to normalise
+        given.pop("scale", None)
     stored = Stored(RouterSpec(spec.name, {**given, **spec.options}), {}, facts.as_record())
     routers = build_routers(stored.router.name, _shapes(model, sites), stored.router.options)
     for site, router in zip(sites, routers, strict=True):
@@ -102,10 +104,9 @@ class Routed:
         if (record := getattr(config, "coterie", None)) is not None:
             stored = Stored.from_record(record, FILE)
             sites = tuple(find_sites(self))
-            routers = routers_for(stored.router, _shapes(self, sites), FILE)
+            routers = routers_for(stored.router, _shapes(self, sites), FILE, sites[0].gate)
             by_name = {site.name: router for site, router in zip(sites, routers, strict=True)}
             attach(self, router=lambda site, old: by_name[site.name])
-            _keep_wide(self, sites)
             for site in sites:  # a block's own initialisation would reach for the gate it no longer has
                 self.get_submodule(site.block_name)._is_hf_initialized = True  # type: ignore[attr-defined]
 
@@ -242,21 +243,15 @@ def _is_routed_class(kind: type) -> bool:
     return issubclass(kind, Routed)
 
 
-def _keep_wide(model: Any, sites: tuple[MoESite, ...]) -> None:
-    """Router tensors stay float32 whatever the model is loaded in: they are few, and choices hang on them."""
-    parts = {f"{site.gate_name.rpartition('.')[2]}.{part}" for site in sites for part in ("score", "select", "weigh")}
-    model._keep_in_fp32_modules_strict = set(model._keep_in_fp32_modules_strict or ()) | parts
-
-
 @torch.no_grad()
 def _place(model: Any) -> None:
     """Move weights to addresses where their products have the bits they had when they were saved.
 
-    transformers leaves tensors where they lie in the mapped file. In float32 the processor's matrix library takes
-    another order of addition at addresses off a multiple of 64.
+    transformers leaves tensors where they lie in the mapped file. At addresses off a multiple of 64 the processor's
+    matrix library takes another order of addition, and off a multiple of 16 grouped products are not to be had.
     """
     for parameter in model.parameters():
-        if parameter.dtype in (torch.float32, torch.float64) and parameter.data_ptr() % 64:
+        if parameter.data_ptr() % 64:
             parameter.data = parameter.data.clone()
 
 

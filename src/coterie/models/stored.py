@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from coterie import __version__
 from coterie.errors import CheckpointError, OptionError
@@ -119,16 +123,32 @@ def write_stored(path: Path, stored: Stored) -> None:
     (path / FILE).write_text(text, encoding="utf-8")
 
 
-def routers_for(spec: RouterSpec, sites: list[SiteShape], where: str) -> list[Any]:
-    """`coterie.routers.build_routers` for a saved model.
+def routers_for(spec: RouterSpec, sites: list[SiteShape], where: str, gate: nn.Module) -> list[Any]:
+    """`coterie.routers.build_routers` for a saved model, where ``gate`` is: on the meta device nothing is drawn.
+
+    Router tensors are float32 whatever the model is loaded in: they are few, and choices hang on them.
 
     Raises:
         CheckpointError: an option is not known here, or does not fit the model.
     """
+    device = next((tensor.device for tensor in gate.state_dict().values()), torch.device("cpu"))
     try:
-        return build_routers(spec.name, sites, spec.options)
+        # some read what they have drawn, which nobody can on the meta device
+        with torch.random.fork_rng(devices=[], enabled=device.type == "meta"), torch.device("cpu"), _float32():
+            return [router.to(device) for router in build_routers(spec.name, sites, spec.options)]
     except (OptionError, TypeError) as error:
         raise CheckpointError(f"{where} describes a router that cannot be built: {error}") from error
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    """What is made inside has this dtype: transformers makes models with that of their config as the default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def check_curves(curves: Curves) -> None:
