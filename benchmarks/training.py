@@ -24,6 +24,7 @@ from trainings.benchmark import Choice, run
 from trainings.report import render
 
 from coterie.experts import kernel_problem
+from coterie.training.memory import keep_memory
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -31,6 +32,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse, run, report."""
+    keep_memory()  # as `coterie train` does, here for every arm
     options = _parser().parse_args(arguments)
     if options.render:
         print(render(*rawfile.read(options.render)))

@@ -104,6 +104,7 @@ repeats, from cold caches, with tokens of their own in every run. "dense" is one
 that a token meets at k experts; all arms of ours compute with the experts of the same contest.
 "experts per token" is what the router was measured to use: top_p by a p found by bisection, adamoe by as many nulls
 as experts, so that half of its choices fall on nothing. The "half" rows are judged against our top_k with all choices.
+The process keeps the memory it frees, in huge pages, as `coterie train` does, for every arm: see `keep_memory`.
 "router alone" is the router's own forward and backward, without experts.
 Peers' outputs and gradients were compared with each other and with ours; every router's layer with the plain loop over
 experts under the same choice: relative error at most 1e-4 in float32 and 2e-2 in bfloat16, or the cell says "wrong".
