@@ -40,14 +40,14 @@ class Progress:
             self._status.update(text)
 
     def training(self, step: int, steps: int, loss: float) -> None:
-        """Show how far training is and how long it will take; a line at every hundredth where there is no terminal."""
+        """Show how far training is and how long it will take; a line at every twentieth where there is no terminal."""
         self._began = self._began or (step, time.monotonic())
         text = f"Training: step {step} of {steps}, loss {loss:.2f}{self._left(step, steps)}"
         if step == steps:
             text += ". Measuring"
         if self._status is not None:
             self._status.update(text)
-        elif not self._quiet and (step % max(1, steps // 100) == 0 or step == steps):
+        elif not self._quiet and (step % max(1, steps // 20) == 0 or step == steps):
             print(text, file=sys.stderr, flush=True)
 
     def _left(self, step: int, steps: int) -> str:

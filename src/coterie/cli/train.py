@@ -1,59 +1,208 @@
-"""`coterie train`: a model from text."""
+"""`coterie train`: a model from text, by a recipe or by a few options."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from coterie.cli.shell import INTERRUPTED, one_sentence, stop
 
-WHAT = ("pocket",)
+if TYPE_CHECKING:
+    from coterie.cli.progress import Progress
+    from coterie.training import Recipe
+
+POCKET = "pocket"
+_MODEL, _POCKET = "With --model: another router for a checkpoint", "With pocket alone"
 
 
 @one_sentence
 def train(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="What to train: [bold]pocket[/bold].")],
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="A YAML file, the name of a recipe that ships ([bold]top-p, adamoe, rmoe, smoe-dropout, thor[/bold]), "
+            "or [bold]pocket[/bold]. Left out where --model is given.",
+        ),
+    ] = None,
     text: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where <domain>.train.txt, .valid.txt and .test.txt lie, or .txt.gz.")
-    ],
-    out: Annotated[Path, typer.Option(help="Where the model goes: a directory that does not exist.")] = Path(
-        "my-pocket"
-    ),
-    domains: Annotated[str | None, typer.Option(help="Which domains, with commas between. Default: all.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Updates. Default: those of the model that ships.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first weights and of the order of text.")] = 0,
-    sources: Annotated[
-        Path | None, typer.Option(help="JSON of {domain: {what, licence, attribution}}, for the model card.")
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Text files, or directories of .txt and .txt.gz. Several times."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the model goes: a directory that does not exist.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Updates. Default: those of the recipe.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of first weights, draws and order of text.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Learning rate at its peak. Default: the recipe's; 1e-4 for a checkpoint.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Windows of a step. Default: the recipe's; 8 for a checkpoint.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of a window. Default: the recipe's; 256 for a checkpoint.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped training of OUT was.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
-) -> None:
-    """Train WHAT on text, measure it, write its card; stopped and resumed it gives the same bits. [Training.]"""
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A checkpoint to give another router.", rich_help_panel=_MODEL),
+    ] = None,
+    router: Annotated[
+        str | None,
+        typer.Option(help="Which: top_k, top_p, min_p, adamoe, rmoe, smoe_dropout, thor...", rich_help_panel=_MODEL),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Of the router, such as p=0.5. Several times.", rich_help_panel=_MODEL),
+    ] = None,
+    target_mean_experts: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Experts per token to hold: calibrated before, controlled while learning.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT", help="router, experts, embeddings, rest, or a pattern of parameter names. Several times.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    domains: Annotated[
+        str | None, typer.Option(help="Which, with commas between. Default: all.", rich_help_panel=_POCKET)
+    ] = None,
+    sources: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON of {domain: {what, licence, attribution}}, for the model card.", rich_help_panel=_POCKET
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Train a model on text, measure it, write its report and card. [Training.]
+
+    [bold]coterie train top-p --out my-model[/bold] trains a tiny one in a minute, on the sources of Python if no text
+    is given.
+
+    [bold]coterie train --model DIR --router top_p --target-mean-experts 1.5 --text DIR --out OUT[/bold] gives a
+    checkpoint another router and fine-tunes it.
+
+    Stopped and resumed it gives the same bits.
+    """
     from coterie.cli.progress import Progress
+    from coterie.errors import OptionError
+
+    if (what is None) == (model is None):
+        raise OptionError(
+            "Give a recipe (coterie train top-p) or a checkpoint (--model DIR --router top_p): one of them."
+        )
+    target = out or Path(f"my-{'model' if what is None else Path(what).stem}")
+    alone = {"--router": router, "--option": option, "--target-mean-experts": target_mean_experts, "--freeze": freeze}
+    _check_together(what, model, alone, {"--domains": domains, "--sources": sources})
+    changes = {"steps": steps, "seed": seed, "rate": rate, "batch": batch, "length": length, "text": text}
+    try:
+        with Progress(quiet) as progress:
+            if what == POCKET:
+                told = _pocket(target, domains, sources, changes, resume, progress)
+            else:
+                recipe = _from_options(str(model), alone) if what is None else _from_file(what)
+                told = _by_recipe(recipe, changes, target, resume, progress)
+    except KeyboardInterrupt:
+        stop(_how_to_go_on(target), INTERRUPTED)
+    if not quiet:
+        print(f'{told} Try: coterie run {target} "Once"', file=sys.stderr)
+
+
+def _check_together(what: str | None, model: str | None, by_model: dict[str, Any], by_pocket: dict[str, Any]) -> None:
+    """Refuse options that would change nothing."""
+    from coterie.errors import OptionError
+
+    if model is None and (given := [name for name, value in by_model.items() if value is not None]):
+        raise OptionError(f"{', '.join(given)} go with --model. In a recipe, write them into the file.")
+    if what != POCKET and (given := [name for name, value in by_pocket.items() if value is not None]):
+        raise OptionError(f"{', '.join(given)} are for `coterie train pocket` alone. Leave them out.")
+    if model is not None and by_model["--router"] is None:
+        raise OptionError("--model needs --router: which router to give it, such as --router top_p.")
+
+
+def _pocket(
+    out: Path, domains: str | None, sources: Path | None, changes: dict[str, Any], resume: bool, progress: Progress
+) -> str:  # fmt: skip
     from coterie.errors import OptionError
     from coterie.training.pocket import recipe_for, train_pocket
 
-    if what not in WHAT:
-        raise OptionError(f"{what!r} cannot be trained. What can: {', '.join(WHAT)}.")
-    try:
-        with Progress(quiet) as progress:
-            train_pocket(
-                out, text, domains=[name.strip() for name in domains.split(",")] if domains else None,
-                sources=sources, recipe=recipe_for(steps, seed), resume=resume, progress=progress.training,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        stop(_how_to_go_on(out), INTERRUPTED)
-    if not quiet:
-        print(f'{out / "README.md"} has the measurements. Try: coterie run {out} "Once"', file=sys.stderr)
+    if len(changes["text"] or ()) != 1:
+        raise OptionError("coterie train pocket needs one --text DIR, which holds <domain>.train.txt and so on.")
+    if given := [f"--{name}" for name in ("rate", "batch", "length") if changes[name] is not None]:
+        raise OptionError(
+            f"{', '.join(given)} are part of the pocket model's recipe and stay as they are. Leave them out."
+        )
+    train_pocket(
+        out, changes["text"][0], domains=[name.strip() for name in domains.split(",")] if domains else None,
+        sources=sources, recipe=recipe_for(changes["steps"], changes["seed"] or 0), resume=resume,
+        progress=progress.training,
+    )  # fmt: skip
+    return f"{out / 'README.md'} has the measurements."
+
+
+def _from_file(what: str) -> Recipe:
+    from coterie.training import read_recipe
+
+    return read_recipe(what)
+
+
+def _from_options(model: str, options: dict[str, Any]) -> Recipe:
+    """A recipe of the options, through the same checks as a file."""
+    from coterie.training.recipe_read import recipe_of
+
+    words: dict[str, Any] = {
+        "model": {"from": model},
+        "router": {"name": options["--router"], **dict(map(_option, options["--option"] or ()))},
+        "data": {"length": 256},
+        "training": {"steps": 200, "batch": 8, "rate": 1e-4, "warmup": 20, "decay": 1.0, "weight_decay": 0.01},
+    }
+    if options["--target-mean-experts"] is not None:
+        words["steering"] = {"mean_experts": options["--target-mean-experts"]}
+    if options["--freeze"]:
+        words["groups"] = {"freeze": list(options["--freeze"])}
+    return recipe_of(words, f"{Path(model).name}-{options['--router']}")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    import yaml  # type: ignore[import-untyped]
+
+    from coterie.errors import OptionError
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise OptionError(f"--option {text!r} is not NAME=VALUE. Write it so: --option p=0.5")
+    return name.strip(), yaml.safe_load(value)
+
+
+def _by_recipe(recipe: Recipe, changes: dict[str, Any], out: Path, resume: bool, progress: Progress) -> str:
+    from coterie.jobs.locate import POCKET as SHIPPED
+    from coterie.jobs.locate import locate
+    from coterie.training import changed, train_recipe
+
+    recipe = changed(recipe, source=str(locate(SHIPPED)) if recipe.model.source == SHIPPED else None, **changes)
+    outcome = train_recipe(recipe, out, resume=resume, progress=progress.training, say=progress.say)
+    before, after = outcome.before, outcome.after
+    return (
+        f"{after.bits_per_byte:.3f} bits per byte on unseen text ({before.bits_per_byte:.3f} before), "
+        f"{after.mean_experts:.2f} experts per token ({before.mean_experts:.2f}). See {out / 'report.html'}."
+    )
 
 
 def _how_to_go_on(out: Path) -> str:
+    from coterie.training.places import work_of
     from coterie.training.trainer import last_checkpoint
 
-    last = last_checkpoint(out.with_name(out.name + ".work"))
+    last = last_checkpoint(work_of(out))
     if last is None:
         return "Stopped before the first checkpoint; nothing is kept."
     return f"Stopped. Type the same command with --resume to go on from step {last.name.split('-')[1]}."

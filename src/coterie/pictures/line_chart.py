@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 360, 52, 150, 16, 40
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 360, 64, 150, 24, 40
 COLOURS = ("#888888", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 Points = Sequence[tuple[float, float]]
@@ -21,7 +22,7 @@ def line_chart(lines: Mapping[str, Points], x_title: str, y_title: str) -> str:
     for name, colour, height in _labels(lines, frame):
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in lines[name])
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        parts.append(f'<text x="{WIDTH - RIGHT + 6}" y="{height:.1f}" fill="{colour}">{escape(name)}</text>')
+        parts.append(f'<text x="{WIDTH - RIGHT + 6}" y="{height:.1f}" style="fill:{colour}">{escape(name)}</text>')
     size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
     style = 'font-family="sans-serif" font-size="12"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>\n' + "\n".join(parts) + "\n</svg>\n"
@@ -43,19 +44,27 @@ class _Frame:
 
 def _axes(frame: _Frame, x_title: str, y_title: str) -> list[str]:
     parts = []
-    for step in range(5):
-        x = frame.left + step / 4 * (frame.right - frame.left)
-        y = frame.low + step / 4 * (frame.high - frame.low)
+    for y, text in _ticks(frame.low, frame.high):
         line = f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{frame.y(y):.1f}" y2="{frame.y(y):.1f}"'
         parts.append(f'{line} stroke="#888888" stroke-opacity="0.3"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{frame.y(y) + 4:.1f}" fill="#888888" text-anchor="end">{y:.1f}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{frame.y(y) + 4:.1f}" fill="#888888" text-anchor="end">{text}</text>')
+    for x, text in _ticks(frame.left, frame.right):
         parts.append(
-            f'<text x="{frame.x(x):.1f}" y="{HEIGHT - BOTTOM + 18}" fill="#888888" text-anchor="middle">{x:,.0f}</text>'
+            f'<text x="{frame.x(x):.1f}" y="{HEIGHT - BOTTOM + 18}" fill="#888888" text-anchor="middle">{text}</text>'
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" fill="#888888" text-anchor="middle">{escape(x_title)}</text>')
-    parts.append(f'<text x="{LEFT + 6}" y="{TOP + 4}" fill="#888888">{escape(y_title)}</text>')
+    parts.append(f'<text x="{LEFT + 6}" y="{TOP - 4}" fill="#888888">{escape(y_title)}</text>')
     return parts
+
+
+def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Round numbers between two ends, four to ten of them, as they are written."""
+    rough = 10 ** math.floor(math.log10((high - low) / 4))
+    step = max(rough * factor for factor in (1, 2, 5) if rough * factor <= (high - low) / 4)
+    places = max(0, -math.floor(math.log10(step) + 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    return [(at * step, f"{at * step:,.{places}f}") for at in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _labels(lines: Mapping[str, Points], frame: _Frame) -> list[tuple[str, str, float]]:

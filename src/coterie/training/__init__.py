@@ -1,14 +1,17 @@
 """How they learn: whatever reads a loss, a label or a gradient."""
 
 from coterie.training.consistency import Consistency, divergence
+from coterie.training.curve import Unseen, Worth, measure_curve, worth
 from coterie.training.fit import fit
 from coterie.training.groups import Group, Groups
 from coterie.training.objective import Objective
 from coterie.training.pocket import PocketRecipe, train_pocket
-from coterie.training.recipe import Recipe
+from coterie.training.recipe import Recipe, changed, shipped_recipes
 from coterie.training.recipe_read import read_recipe
+from coterie.training.recipe_run import train_recipe
 from coterie.training.residual import residual_dropout
 from coterie.training.schedules import Schedule, constant, cosine, exponential, linear, multi_step, piecewise, schedule
+from coterie.training.summary import Outcome
 from coterie.training.text import read_domains, read_text
 from coterie.training.tokens import token_ids, train_tokenizer
 from coterie.training.trainer import Options, language_trainer, last_checkpoint, read_log, train_from
@@ -21,11 +24,15 @@ __all__ = [
     "Groups",
     "Objective",
     "Options",
+    "Outcome",
     "PocketRecipe",
     "Recipe",
     "Schedule",
     "Trigram",
+    "Unseen",
     "Windows",
+    "Worth",
+    "changed",
     "constant",
     "cosine",
     "divergence",
@@ -34,6 +41,7 @@ __all__ = [
     "language_trainer",
     "last_checkpoint",
     "linear",
+    "measure_curve",
     "multi_step",
     "piecewise",
     "read_domains",
@@ -42,8 +50,11 @@ __all__ = [
     "read_text",
     "residual_dropout",
     "schedule",
+    "shipped_recipes",
     "token_ids",
     "train_from",
     "train_pocket",
+    "train_recipe",
     "train_tokenizer",
+    "worth",
 ]

@@ -15,9 +15,10 @@ from coterie.errors import OptionError
 from coterie.models.compat import quiet
 from coterie.training.card import finish, read_sources
 from coterie.training.measure import cross_entropy
+from coterie.training.places import check_places
 from coterie.training.text import SPLITS, Corpus, read_domains
 from coterie.training.tokens import token_ids, train_tokenizer
-from coterie.training.trainer import LOG, Options, Progress, language_trainer, last_checkpoint, train_from
+from coterie.training.trainer import LOG, Options, Progress, language_trainer, train_from
 from coterie.training.windows import Windows
 
 SHAPE: Mapping[str, Any] = {
@@ -81,7 +82,7 @@ def train_pocket(
         MissingExtraError: accelerate is not installed.
     """
     recipe, work = recipe or PocketRecipe(), out.with_name(out.name + ".work")
-    _check_places(out, work, resume)
+    check_places(out, work, resume)
     corpus = read_domains(text, domains)
     origin = read_sources(sources, list(corpus))
     tokenizer = train_tokenizer((splits["train"] for splits in corpus.values()), recipe.vocabulary)
@@ -116,26 +117,6 @@ def save(model: Any, tokenizer: Any, path: Path) -> None:
         model.to(torch.bfloat16).save_pretrained(path)
     tokenizer.save_pretrained(path)
     (path / "model.safetensors").chmod(0o644)  # it is written for its owner alone
-
-
-def _check_places(out: Path, work: Path, resume: bool) -> None:
-    if out.exists():
-        raise OptionError(f"{out} exists already. Choose another --out, or move it away.")
-    stopped = last_checkpoint(work) is not None
-    if resume and not stopped:
-        raise OptionError(f"{work} holds no finished checkpoint to resume from. Leave --resume out to start anew.")
-    if stopped and not resume:
-        raise OptionError(f"{work} holds a training that was stopped. Add --resume to go on, or delete it.")
-    if work.exists() and not stopped:
-        _clear(work)
-
-
-def _clear(work: Path) -> None:
-    """Remove what a run left that was stopped before its first checkpoint, and nothing else."""
-    ours = [path for path in work.iterdir() if path.name == LOG or path.name.startswith("checkpoint-")]
-    if foreign := sorted(set(work.iterdir()) - set(ours)):
-        raise OptionError(f"{foreign[0]} is in the way: {work} is for checkpoints. Move it, or choose another --out.")
-    shutil.rmtree(work)
 
 
 def _check_size(streams: Mapping[str, Mapping[str, Tensor]], length: int) -> None:

@@ -16,16 +16,19 @@ Only ``model`` and ``router`` are needed; whatever is left out has the default o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from coterie.errors import OptionError
+from coterie.ops.balance import Source
 from coterie.training.groups import Groups
 from coterie.training.objective import Objective
 from coterie.training.schedules import Schedule
 from coterie.training.trainer import Options
+
+PYTHON = "python"  # in place of a path of text: the standard library's sources
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,14 @@ class DataWords:
 
     Attributes:
         text: files and directories; "python" is the sources of the standard library.
-        tokenizer: "bytes", "model" (that of the checkpoint), or the entries of one trained on the text.
+        tokenizer: "bytes", "model" (that of the checkpoint), the entries of one trained on the text; "" is that of the
+            checkpoint where there is one, otherwise bytes.
         length: tokens of a window.
         validation: the share of the text, at its end, that is measured on and not learned from.
     """
 
     text: tuple[str, ...] = ()
-    tokenizer: str | int = "bytes"
+    tokenizer: str | int = ""
     length: int = 64
     validation: float = 0.05
 
@@ -100,6 +104,7 @@ class Recipe:
     Attributes:
         name: of the file, for messages and the card.
         router, options: a preset and its options.
+        borrowed: (whose, value) of a balance coefficient in another form, converted once the model is known.
         dropout: the share of outputs of attention and feed-forward blocks that is dropped.
         curve: option -> its values: where the finished model is measured.
         words: as they were read, for the card.
@@ -112,12 +117,39 @@ class Recipe:
     objective: Objective = field(default_factory=Objective)
     data: DataWords = field(default_factory=DataWords)
     options: Options = field(default_factory=lambda: Options(500))
+    borrowed: tuple[Source, float] | None = None
     dropout: float = 0.0
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     groups: Groups = field(default_factory=Groups)
     steering: SteeringWords = field(default_factory=SteeringWords)
     curve: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     words: Mapping[str, Any] = field(default_factory=dict)
+
+
+def changed(
+    recipe: Recipe, *, text: Sequence[Path | str] | None = None, steps: int | None = None, seed: int | None = None,
+    rate: float | None = None, batch: int | None = None, length: int | None = None, source: str | None = None,
+) -> Recipe:  # fmt: skip
+    """The recipe with some things otherwise, its words included; None leaves a thing as it is.
+
+    Raises:
+        OptionError: a value is not allowed.
+    """
+    options = {"steps": steps, "seed": seed, "rate": rate, "batch": batch}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    data: dict[str, Any] = {} if text is None else {"text": tuple(map(str, text))}
+    if length is not None:
+        data["length"] = length
+    words = {
+        **recipe.words,
+        "training": {**(recipe.words.get("training") or {}), **{n: v for n, v in given.items() if n != "seed"}},
+        "data": {**(recipe.words.get("data") or {}), **{n: list(v) if n == "text" else v for n, v in data.items()}},
+        **({} if seed is None else {"seed": seed}),
+    }
+    model = recipe.model if source is None else replace(recipe.model, source=source)
+    return replace(
+        recipe, words=words, model=model, options=replace(recipe.options, **given), data=replace(recipe.data, **data)
+    )
 
 
 def shipped_recipes() -> dict[str, Path]:

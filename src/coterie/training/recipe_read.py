@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from coterie.errors import OptionError
-from coterie.ops.balance import convert_coefficient
+from coterie.ops.balance import Source
 from coterie.routers.presets import PRESETS, preset_options
 from coterie.training.consistency import Consistency
 from coterie.training.groups import Group, Groups
 from coterie.training.objective import Objective
-from coterie.training.recipe import DataWords, ModelWords, Recipe, SteeringWords, shipped_recipes
+from coterie.training.recipe import PYTHON, DataWords, ModelWords, Recipe, SteeringWords, shipped_recipes
 from coterie.training.schedules import Schedule, schedule
 from coterie.training.trainer import Options
 from coterie.training.words import check_keys, number, numbers, table_of, text, texts, truth, whole, word
@@ -38,7 +38,20 @@ def read_recipe(path: Path | str) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise OptionError(f"There is no recipe {path}. Write a YAML file, or name one of: {', '.join(shipped)}.")
-    return recipe_of(_parse(path), path.stem)
+    return _beside(recipe_of(_parse(path), path.stem), path.parent)
+
+
+def _beside(recipe: Recipe, directory: Path) -> Recipe:
+    """Paths that exist beside the recipe are meant from there; others are left as they are."""
+
+    def found(name: str) -> str:
+        near = directory / name
+        return str(near) if name and name != PYTHON and near.exists() else name
+
+    data = dataclasses.replace(recipe.data, text=tuple(map(found, recipe.data.text)))
+    return dataclasses.replace(
+        recipe, data=data, model=dataclasses.replace(recipe.model, source=found(recipe.model.source))
+    )
 
 
 def _parse(path: Path) -> Any:
@@ -67,10 +80,10 @@ def recipe_of(words: Any, name: str = "recipe") -> Recipe:
     router, options = _router(given["router"], f"{name}: router")
     training = dict(table_of(given.get("training"), f"{name}: training"))
     dropout = number(training.pop("dropout", 0), f"{name}: training.dropout")
-    k = options.get("k", model.k)
+    objective, borrowed = _objective(given.get("losses"), f"{name}: losses")
     return Recipe(
         name=name, model=model, router=router, router_options=options, dropout=dropout, words=given,
-        objective=_objective(given.get("losses"), f"{name}: losses", k, model.layers),
+        objective=objective, borrowed=borrowed,
         data=_data(given.get("data"), f"{name}: data"),
         options=_training(training, given.get("seed", 0), name),
         schedules=_schedules(given.get("schedules"), f"{name}: schedules"),
@@ -105,30 +118,34 @@ def _router(words: Any, where: str) -> tuple[str, dict[str, Any]]:
     return name, given
 
 
-def _objective(words: Any, where: str, k: float, layers: int) -> Objective:
-    given = dict(table_of(words, where))
+def _objective(words: Any, where: str) -> tuple[Objective, tuple[Source, float] | None]:
+    given, borrowed = dict(table_of(words, where)), None
     check_keys(given, [field.name for field in dataclasses.fields(Objective)], where)
-    consistency = given.pop("consistency", None)
     made: dict[str, Any] = {}
+    if _is_foreign(given.get("balance")):
+        borrowed = _foreign(given.pop("balance"), f"{where}.balance")
     for name in ("balance", "entropy", "z"):
         if name in given:
-            made[name] = _coefficient(given.pop(name), f"{where}.{name}", k, layers)
-    rest: Objective = _filled(Objective, given, where)
-    if consistency is not None:
+            value, place = given.pop(name), f"{where}.{name}"
+            made[name] = schedule(value, place) if isinstance(value, Mapping) else number(value, place)
+    if (consistency := given.pop("consistency", None)) is not None:
         alone = consistency if isinstance(consistency, Mapping) else {"alpha": consistency}
         made["consistency"] = _filled(Consistency, alone, f"{where}.consistency")
-    return dataclasses.replace(rest, **made)
+    rest: Objective = _filled(Objective, given, where)
+    return dataclasses.replace(rest, **made), borrowed
 
 
-def _coefficient(words: Any, where: str, k: float, layers: int) -> float | Schedule:
-    """A number, a schedule, or a coefficient of others: {transformers: 0.01}."""
-    if isinstance(words, Mapping) and "shape" not in words:
-        if len(words) != 1:
-            raise OptionError(f"{where} must be a number, a schedule with 'shape', or such as {{transformers: 0.01}}.")
-        [(source, value)] = words.items()
-        known: Any = word(source, ("transformers", "switch", "fastmoe"), where)
-        return convert_coefficient(number(value, f"{where}.{source}"), known, k=k, num_layers=layers)
-    return schedule(words, where) if isinstance(words, Mapping) else number(words, where)
+def _is_foreign(words: Any) -> bool:
+    return isinstance(words, Mapping) and "shape" not in words
+
+
+def _foreign(words: Mapping[str, Any], where: str) -> tuple[Source, float]:
+    """A coefficient of others: {transformers: 0.01}."""
+    if len(words) != 1:
+        raise OptionError(f"{where} must be a number, a schedule with 'shape', or such as {{transformers: 0.01}}.")
+    [(source, value)] = words.items()
+    known: Any = word(source, get_args(Source), where)
+    return known, number(value, f"{where}.{source}")
 
 
 def _data(words: Any, where: str) -> DataWords:

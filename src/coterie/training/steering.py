@@ -16,10 +16,13 @@ from coterie.errors import OptionError
 from coterie.ops.correction import corrected
 from coterie.routers.controller import Controller
 from coterie.routers.score import WithNulls
-from coterie.routers.select.threshold import Threshold
+from coterie.training.settings import set_threshold, thresholds
 
 if TYPE_CHECKING:
     from coterie.training.step_loss import StepLoss
+
+
+_LEAST = 1e-4  # thresholds are above 0
 
 
 class Steering(TrainerCallback):
@@ -112,9 +115,9 @@ class MeanExperts(Steering):
 
     def join(self, lesson: StepLoss) -> None:
         super().join(lesson)
-        self._thresholds = list(_of_kind(lesson, Threshold))
+        moved = thresholds(lesson.model)
         self._nulls = list(_of_kind(lesson, WithNulls))
-        if not self._thresholds and not self._nulls:
+        if not moved and not self._nulls:
             raise OptionError(
                 "mean_experts needs a router whose number of experts can be moved, and the model has none. Use top_p, "
                 "min_p or adamoe."
@@ -122,9 +125,8 @@ class MeanExperts(Steering):
         most = max((router.num_experts for router in lesson.routers.values()), default=0)
         if self.target > most:
             raise OptionError(f"mean_experts={self.target} is more than the {most} experts there are. Ask for less.")
-        if self._thresholds:
-            first = self._thresholds[0]
-            self.controller = Controller(self.target, first.value, low=1e-4, rising=first.rising)
+        if moved:
+            self.controller = Controller(self.target, moved[0].value, low=_LEAST, rising=moved[0].rising)
 
     def steer(self, step: int, total: int) -> None:
         measured = self.lesson.watch.step_mean()
@@ -145,8 +147,7 @@ class MeanExperts(Steering):
 
     def _set(self, controller: Controller) -> None:
         self.controller = controller
-        for part in self._thresholds:
-            part.value = controller.value
+        set_threshold(self.lesson.model, controller.value)
 
 
 class NullOffset(Steering):

@@ -48,7 +48,7 @@ class StepLoss:
     """
 
     def __init__(self, model: Any, objective: Objective, schedules: Mapping[str, Schedule], seed: int = 0) -> None:
-        self.session: Session | None = session_of(model)
+        self.model, self.session = model, session_of(model)
         self.objective, self.schedules = objective, dict(schedules)
         self.routers = dict(routers_of(model))
         self.sites = {name: _facts(router) for name, router in self.routers.items()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import random
+import sysconfig
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +25,35 @@ def read_text(paths: Sequence[Path | str]) -> str:
     """
     files = [file for path in paths for file in _files_of(Path(path))]
     return "\n\n".join(_read(file) for file in files)
+
+
+def python_sources(size: int = 2_000_000) -> str:
+    """About ``size`` characters of the standard library's sources: text that every machine with Python has.
+
+    Whole files in a fixed random order, so the same Python gives the same text.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    left_out = {"site-packages", "test", "tests"}
+    files = sorted(path for path in root.rglob("*.py") if not left_out & set(path.relative_to(root).parts))
+    random.Random(0).shuffle(files)
+    parts: list[str] = []
+    for file in files:
+        if sum(map(len, parts)) >= size:
+            break
+        try:
+            parts.append(_read(file))
+        except OptionError:  # an empty file, or one in another encoding
+            continue
+    return "\n\n".join(parts)
+
+
+def split_text(text: str, share: float) -> tuple[str, str]:
+    """What to learn from and what to measure on: ``share`` of the text, in blocks spread evenly over it."""
+    size = max(1, min(1 << 14, int(len(text) * share)))
+    parts: tuple[list[str], list[str]] = ([], [])
+    for number, at in enumerate(range(0, len(text), size)):
+        parts[int((number + 1) * share + 1e-9) - int(number * share + 1e-9)].append(text[at : at + size])
+    return "".join(parts[0]), "".join(parts[1])
 
 
 def read_domains(directory: Path | str, domains: Sequence[str] | None = None) -> Corpus:

@@ -1,0 +1,41 @@
+"""Where a training keeps what it makes: OUT appears when all is done, OUT.work holds checkpoints until then."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from coterie.errors import OptionError
+from coterie.training.trainer import LOG, last_checkpoint
+
+RECIPE = "recipe.json"
+
+
+def work_of(out: Path) -> Path:
+    """The directory of checkpoints of a training whose model goes to ``out``."""
+    return out.with_name(out.name + ".work")
+
+
+def check_places(out: Path, work: Path, resume: bool) -> None:
+    """Refuse to overwrite anything, or to resume nothing; clear what was stopped before its first checkpoint.
+
+    Raises:
+        OptionError: says what is in the way and what to type.
+    """
+    if out.exists():
+        raise OptionError(f"{out} exists already. Choose another --out, or move it away.")
+    stopped = last_checkpoint(work) is not None
+    if resume and not stopped:
+        raise OptionError(f"{work} holds no finished checkpoint to resume from. Leave --resume out to start anew.")
+    if stopped and not resume:
+        raise OptionError(f"{work} holds a training that was stopped. Add --resume to go on, or delete it.")
+    if work.exists() and not stopped:
+        _clear(work)
+
+
+def _clear(work: Path) -> None:
+    """Remove what a run left that was stopped before its first checkpoint, and nothing else."""
+    ours = [path for path in work.iterdir() if path.name in (LOG, RECIPE) or path.name.startswith("checkpoint-")]
+    if foreign := sorted(set(work.iterdir()) - set(ours)):
+        raise OptionError(f"{foreign[0]} is in the way: {work} is for checkpoints. Move it, or choose another --out.")
+    shutil.rmtree(work)

@@ -1,0 +1,122 @@
+"""What is known of a finished training: report.json, and from it the page and the card."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coterie import __version__
+from coterie.models.find import find_sites
+from coterie.models.routed import config_of
+from coterie.training.curve import Worth
+from coterie.training.recipe import Recipe
+from coterie.training.trainer import read_log, seconds_spent
+
+REPORT, PAGE, CARD, CHART, WORDS = "report.json", "report.html", "README.md", "loss.svg", "recipe.yaml"
+_POINTS = 300  # of a curve over training, at most
+_LOSSES = ("loss", "cross_entropy", "balance", "entropy", "z", "consistency")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a training ended with.
+
+    Attributes:
+        recipe, model: what was done, and what came of it.
+        before, after: what the model was worth on text it did not learn from.
+        curves: option -> (value, what the model is worth there).
+        reading: counts of tokens and bytes.
+        work: where the log is, while it is.
+    """
+
+    recipe: Recipe
+    model: Any
+    before: Worth
+    after: Worth
+    curves: Mapping[str, Sequence[tuple[float, Worth]]]
+    reading: Mapping[str, int]
+    work: Path
+
+    def record(self) -> dict[str, Any]:
+        """Everything, as report.json has it."""
+        options, router = self.recipe.options, config_of(self.model)["router"]
+        tokens = options.steps * options.batch * options.accumulate * self.recipe.data.length
+        return {
+            "coterie": __version__, "name": self.recipe.name, "recipe": _plain(self.recipe.words),
+            "family": self.model.config.model_type if not hasattr(self.model.config, "base_model_type")
+            else self.model.config.base_model_type,
+            "router": _plain(router), "options": _plain(asdict(options)), "reading": dict(self.reading),
+            "tokens_seen": tokens, "parameters": parameters_of(self.model, self.after.mean_experts),
+            "before": asdict(self.before), "after": asdict(self.after),
+            "curves": {name: [{"value": at, **asdict(each)} for at, each in c] for name, c in self.curves.items()},
+            "history": history_of(self.work), "seconds": round(seconds_spent(self.work), 1),
+            "threads": torch.get_num_threads(), "finished": time.strftime("%Y-%m-%d"),
+            "versions": {"python": platform.python_version()} | {n: version(n) for n in ("torch", "transformers")},
+        }  # fmt: skip
+
+
+def parameters_of(model: Any, mean_experts: float) -> dict[str, int]:
+    """All parameters, those of experts, and how many work on a token when it has ``mean_experts`` in each layer."""
+    sites, experts, active = find_sites(model), 0, 0.0
+    for site in sites:
+        size = sum(parameter.numel() for parameter in site.experts.parameters())
+        experts += size
+        active += size * mean_experts / site.num_true
+    total = model.num_parameters()
+    return {"all": total, "experts": experts, "active": round(total - experts + active)}
+
+
+def history_of(work: Path) -> dict[str, Any]:
+    """Of the log: losses by name as [step, value], experts per token by layer, scheduled values, and the last load."""
+    records = [record for record in read_log(work) if "loss" in record]
+    every = max(1, len(records) // _POINTS)
+    kept = records[every - 1 :: every]
+    scheduled = sorted({name for record in kept for name in ("k", "p", "mean_experts") if name in record})
+    return {
+        **{name: _points(kept, name) for name in (*_LOSSES, *scheduled) if any(name in record for record in kept)},
+        "experts": [[record["step"], *map(_short, record["experts"])] for record in kept if "experts" in record],
+        "load": _late_load(records),
+    }  # fmt: skip
+
+
+def _points(records: Sequence[Mapping[str, Any]], name: str) -> list[list[float]]:
+    return [[record["step"], _short(record[name])] for record in records if name in record]
+
+
+def _late_load(records: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """[L, E] assignments of each expert in the last tenth of the run."""
+    late = [record["load"] for record in records[-max(1, len(records) // 10) :] if "load" in record]
+    return [[sum(each) for each in zip(*layer, strict=True)] for layer in zip(*late, strict=True)]
+
+
+def write_summary(outcome: Outcome, place: Path) -> None:
+    """Write report.json, report.html, the card, its chart and the recipe into ``place``."""
+    import yaml  # type: ignore[import-untyped]
+
+    from coterie.training.summary_card import card, chart
+    from coterie.training.summary_page import report_page
+
+    record = outcome.record()
+    texts = {
+        REPORT: json.dumps(record, ensure_ascii=False, indent=1) + "\n", PAGE: report_page(record),
+        CARD: card(record), CHART: chart(record),
+        WORDS: yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True),
+    }  # fmt: skip
+    for name, text in texts.items():
+        (place / name).write_text(text, encoding="utf-8")
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
