@@ -32,6 +32,12 @@ def test_linear_score_dtype(dtype: torch.dtype | None, expected: torch.dtype) ->
     assert LinearScore(3, 2, dtype=dtype)(torch.zeros(1, 3).bfloat16(), RouteContext())[0].dtype == expected
 
 
+@pytest.mark.parametrize(("dtype", "expected"), [(None, torch.bfloat16), (torch.float32, torch.float32)])
+def test_linear_score_under_autocast(dtype: torch.dtype | None, expected: torch.dtype) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert LinearScore(3, 2, dtype=dtype)(torch.zeros(1, 3), RouteContext())[0].dtype == expected
+
+
 @pytest.mark.parametrize("shape", [(4, 5), (3,), (2, 2, 3)])
 def test_linear_score_refuses_other_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(RoutingError, match=r"\[T, D=3\]"):
