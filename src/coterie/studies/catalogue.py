@@ -13,6 +13,9 @@ for _name, _module in {
     "dynamic-routing": "dynamic_routing",
     "adamoe": "adamoe",
     "rmoe": "rmoe",
+    "smoe-dropout": "smoe_dropout",
+    "thor": "thor",
+    "thor-translation": "thor_translation",
 }.items():
     STUDIES.register(_name)(f"coterie.studies.{_module}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import fmean, stdev
@@ -100,7 +101,7 @@ def _both(metric: str) -> Callable[[Arms], Numbers]:
 
     def numbers(arms: Arms) -> Numbers:
         held, free = float(arms[THOR][metric]), float(arms[RANDOM][metric])
-        return {"alpha 1": held, "alpha 0": free, "ratio": held / free}
+        return {"alpha 1": held, "alpha 0": free, "ratio": held / free if free else math.nan}
 
     return numbers
 
