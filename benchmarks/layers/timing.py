@@ -16,7 +16,7 @@ _FLUSH_BYTES = 96 * 1024**2  # more than any cache of the machines we know
 def interleaved(
     runs: dict[str, Callable[[int], Callable[[], None]]], prepare: Callable[[], None]
 ) -> dict[str, list[float]]:
-    """Seconds of each run in each round.
+    """Seconds of each run in each round. Each round begins with another run: what one leaves in memory slows the next.
 
     Args:
         runs: name -> what makes the run of a round, untimed.
@@ -27,8 +27,9 @@ def interleaved(
     for number in range(ROUNDS):
         if number >= 3 and time.perf_counter() - began > SECONDS:
             break
-        for name, make in runs.items():
-            run = make(number)
+        names = list(runs)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            run = runs[name](number)
             prepare()
             start = time.perf_counter()
             run()
