@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from coterie.experts import Compile, wants_kernel
 from coterie.jobs.budget import Budget, split_budget
 from coterie.jobs.locate import locate
 from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
-from coterie.models.find import find_sites
+from coterie.models.find import MoESite, find_sites
 from coterie.models.footprint import footprint
 from coterie.models.language import load_host
 from coterie.models.linears import use_kernel
+from coterie.models.requests import RouteOptions
 from coterie.store import (
     POLICIES,
     PREDICTORS,
@@ -97,6 +99,7 @@ def load(
     revision: str | None = None,
     tier: Tier | None = None,
     compile: Compile = "auto",
+    route: RouteOptions | None = None,
 ) -> Any:
     """A transformers model that generates within ``memory``. Exact: the bits do not depend on the budget.
 
@@ -118,6 +121,8 @@ def load(
         compile: compute single tokens with a kernel that the machine's C compiler makes (a second or two, once per
             process), about twice as fast as torch's products; other bits than without. "auto" does where a token
             reads so much that it pays and there is a compiler: the same for every budget.
+        route: what requests will ask of the routers, so that there is memory for it: with ``k`` or
+            ``draw="average"`` more than the model was saved with. `coterie.models.routed_as` asks.
 
     Returns the model in eval mode, without gradients, with a `Residence` as ``model.coterie``. Blocks while
     it reads the dense weights; experts are read when first used.
@@ -129,6 +134,7 @@ def load(
     """
     policies, predictor = POLICIES.get(policy), PREDICTORS.get(prefetch)
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(locate(model, revision))
+    checkpoint = checkpoint if route is None else with_room(checkpoint, route)
     context = context_of(checkpoint, context)
     prefill = prefill if checkpoint.reads_in_pieces else context
     blobs = blobs_of(checkpoint)
@@ -171,7 +177,7 @@ def _host(checkpoint: Checkpoint, store: Store, blobs: Mapping[Key, Blob]) -> An
 def _read_ahead(host: nn.Module, store: Store, make: Callable[..., Predictor]) -> None:
     """Give every layer the one prefetcher, or none where there is nothing to predict."""
     found = find_sites(host)
-    sites = {site.name: site.choices for site in found}
+    sites = {site.name: partial(_guess, site) for site in found}
     predictor = make(list(sites), sites)
     if isinstance(predictor, NoPredictor):
         return
@@ -186,9 +192,26 @@ def _read_ahead(host: nn.Module, store: Store, make: Callable[..., Predictor]) -
             module.prefetcher = prefetcher
 
 
+def _guess(site: MoESite, x: Tensor) -> Tensor:
+    """Experts that the router of ``site`` would choose for the rows, in a list."""
+    chosen = site.choices(x)
+    return chosen[chosen < site.num_true]
+
+
 def blobs_of(checkpoint: Checkpoint) -> dict[Key, Blob]:
     """Where each expert lies, as the store reads it."""
     return {Key(site.name, e): Blob(site.parts(e)) for site in checkpoint.sites for e in range(site.num_experts)}
+
+
+def with_room(checkpoint: Checkpoint, route: RouteOptions) -> Checkpoint:
+    """The checkpoint with memory for what ``route`` asks of its routers."""
+
+    def room(site: ExpertSite) -> int:
+        if route.draw == "average":
+            return site.num_experts
+        return site.room if route.k is None else min(route.k, site.num_experts)
+
+    return replace(checkpoint, sites=tuple(replace(site, most=room(site)) for site in checkpoint.sites))
 
 
 def context_of(checkpoint: Checkpoint, context: int | None) -> int:

@@ -5,6 +5,7 @@ imported when first needed, so that importing this costs no more than torch.
 """
 
 from coterie.models.attach import Attachment, attach, session_of
+from coterie.models.calibrating import calibrate
 from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
 from coterie.models.convert import experts_from, router_from
 from coterie.models.counts import Parameters, count_parameters
@@ -12,6 +13,7 @@ from coterie.models.facts import RouterFacts, router_facts
 from coterie.models.find import MoESite, find_sites
 from coterie.models.footprint import Footprint, footprint
 from coterie.models.language import load_host
+from coterie.models.requests import RouteOptions, routed_as
 from coterie.models.resident import resident_experts
 from coterie.models.routed import RouterSpec, config_of, route, set_curves
 from coterie.models.session import Session, Usage
@@ -25,11 +27,13 @@ __all__ = [
     "MoESite",
     "Parameters",
     "Recording",
+    "RouteOptions",
     "RouterFacts",
     "RouterSpec",
     "Session",
     "Usage",
     "attach",
+    "calibrate",
     "config_of",
     "count_parameters",
     "experts_from",
@@ -39,6 +43,7 @@ __all__ = [
     "open_checkpoint",
     "resident_experts",
     "route",
+    "routed_as",
     "router_facts",
     "router_from",
     "routing_hash",

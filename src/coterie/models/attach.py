@@ -57,6 +57,10 @@ class RouterBridge(nn.Module):
         logits = routing.dense() if routing.logits is None else routing.logits
         return logits, weights, indices
 
+    def choices(self, x: Tensor) -> Tensor:
+        """[T, K] experts it would choose for ``x`` [T, D], E where none; recorded nowhere."""
+        return self.session.peek(self.site, self.inner, x).padded()[1]
+
 
 @dataclass(frozen=True, eq=False)
 class Attachment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -52,10 +52,13 @@ class MoESite:
         return sum(one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD for one in given) == 1
 
     def choices(self, x: Tensor) -> Tensor:
-        """[T, K] experts this site's router would choose for ``x`` [T, D]. Past its hooks, so nobody records it.
+        """[T, K] experts this site's router would choose for ``x`` [T, D], E where none. Nobody records it.
 
         For routers with `gate_takes_rows` only.
         """
+        if hasattr(self.gate, "session"):  # a router of ours, which must not take this for its turn
+            own: Tensor = cast(Any, self.gate).choices(x)
+            return own
         output = self.gate.forward(x)
         if self.gate_is_usual:
             chosen: Tensor = output[2]

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from coterie.errors import OptionError
+from coterie.models.attach import RouterBridge
 from coterie.models.checkpoint import Checkpoint, ExpertSite
 from coterie.models.compat import most, own_layout, skeleton, takes, tensors_in, text_inputs
+from coterie.models.find import find_sites
 from coterie.models.meter import Meter
+from coterie.routers import Router
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,29 @@ class _Rehearsal(nn.Module):
         return torch.empty_like(hidden_states)
 
 
+class _RouterRehearsal(nn.Module):
+    """A router of ours that decides nothing and allocates what deciding takes: there are no numbers to decide by."""
+
+    def __init__(self, bridge: RouterBridge, most: int) -> None:
+        super().__init__()
+        self.bridge, self.most = (bridge,), most  # in a tuple: not a part of this
+        self.carried: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        router = self.bridge[0].inner
+        tokens, device = hidden_states.numel() // hidden_states.shape[-1], hidden_states.device
+        routes = router.routes.num_routes if isinstance(router, Router) else router.num_experts
+        carry = router.score.carry_width if isinstance(router, Router) else 0
+        self.carried = torch.empty(tokens, carry, dtype=torch.float32, device=device)
+        # logits, probabilities, what sorting and summing them takes; states of a cell; assignments sorted
+        torch.empty(
+            tokens * (routes * (6 * 4 + 3 * 8) + carry * 10 * 4 + self.most * 8 * 8), dtype=torch.uint8, device=device
+        )
+        logits = torch.empty(tokens, routes, dtype=torch.float32, device=device)
+        weights = torch.empty(tokens, self.most, dtype=torch.float32, device=device)
+        return logits, weights, torch.empty(tokens, self.most, dtype=torch.int64, device=device)
+
+
 @torch.no_grad()
 def _rehearse(checkpoint: Checkpoint, batch: int, length: int, chunk: int, all_logits: bool) -> tuple[int, int]:
     """Bytes of the cache, and of what the last piece of a prompt allocates beside it.
@@ -86,8 +112,10 @@ def _rehearse(checkpoint: Checkpoint, batch: int, length: int, chunk: int, all_l
     The model itself knows best: it runs on the meta device, and every storage is counted.
     """
     model = skeleton(checkpoint.config, checkpoint.compute_dtype)
-    for site in checkpoint.sites:
+    for live, site in zip(find_sites(model), checkpoint.sites, strict=True):
         model.set_submodule(site.name, _Rehearsal(site, model.get_submodule(site.name)))
+        if isinstance(live.gate, RouterBridge):
+            model.set_submodule(live.gate_name, _RouterRehearsal(live.gate, site.room))
     for name in checkpoint.beside:
         model.set_submodule(name, nn.Module())
     few: dict[str, Any] = {} if all_logits or not takes(model, "logits_to_keep") else {"logits_to_keep": 1}
@@ -147,5 +175,5 @@ def _attention(config: Any, size: int, batch: int, length: int, chunk: int, cach
 def _expert_bytes(site: ExpertSite, tokens: int, size: int) -> int:
     """Rows sent out, rows back, their weighted sum in float32, and one expert that everybody goes to."""
     width, inner = site.shape.width, site.shape.inner
-    sums = tokens * site.top_k * width * (2 * size + 4) + tokens * width * 4
+    sums = tokens * site.room * width * (2 * size + 4) + tokens * width * 4
     return sums + tokens * (2 * width + 4 * inner) * size + site.storage.scratch_bytes(site.dtype)

@@ -15,6 +15,7 @@ from coterie.experts.encoding import Plain, Turned
 from coterie.models.compat import DiskNames, Place, beside_text, ffn_shape, tied_names
 from coterie.models.dense import Dense, Encoded, check_shape, check_type
 from coterie.models.find import MoESite, find_sites
+from coterie.models.requests import most_experts
 from coterie.models.site import ExpertSite, Stored
 from coterie.models.tensors import FLOATS
 from coterie.ranges import TensorRange
@@ -140,7 +141,9 @@ class _Found:
                 f"{where} contradicts itself: config.json sends a token to {live.top_k} of {live.num_experts} experts. "
                 "Copy config.json again."
             )
-        return ExpertSite(live.name, live.layer, live.num_experts, live.top_k, storage, stored, dtype)
+        router = getattr(live.gate, "inner", None)
+        most = 0 if router is None else most_experts(router, live.top_k)
+        return ExpertSite(live.name, live.layer, live.num_experts, live.top_k, storage, stored, dtype, most)
 
     def _storage(self, where: str, quantization: Mapping[str, Any] | None) -> Storage:
         shape, first = self._shape(), {}

@@ -125,6 +125,10 @@ class Session:
         self._note(site, routing)
         return routing
 
+    def peek(self, site: str, router: RouterLike, x: Tensor) -> Routing:
+        """What ``router`` would decide now, leaving no trace: for those who guess ahead."""
+        return router(x, self._frame.context.at(site, self._frame.carry))
+
     def checkpointed(self) -> Contexts:
         """Contexts of one checkpointed layer for torch: the first call's, and that of computing it anew."""
         return nullcontext(), self._again(self._frame)

@@ -22,11 +22,12 @@ class ExpertSite:
         name: module path of the experts, such as "model.layers.0.mlp.experts".
         layer: number of the decoder layer.
         num_experts: E.
-        top_k: choices per item.
+        top_k: choices per item; of routers whose number varies, that of the model they were put into.
         storage: how one expert lies on disk.
         stored: part name of ``storage.parts()`` -> where it lies. Where nothing is quantised the parts are the
             weights of `coterie.experts.expert_forward`.
         dtype: of the weights as they are computed with.
+        most: experts that memory must be there for per item; 0: ``top_k``.
     """
 
     name: str
@@ -36,6 +37,12 @@ class ExpertSite:
     storage: Storage = field(repr=False)
     stored: Mapping[str, Stored] = field(repr=False)
     dtype: torch.dtype
+    most: int = 0
+
+    @property
+    def room(self) -> int:
+        """Experts per item that memory must be there for."""
+        return self.most or self.top_k
 
     @property
     def shape(self) -> FFNShape:
