@@ -80,7 +80,7 @@ def test_expert_choice_refuses_nan() -> None:
 
 @pytest.mark.parametrize("factor", [0, -1.0, float("inf"), float("nan"), "1", True])
 def test_factors_out_of_range(factor: object) -> None:
-    with pytest.raises(OptionError, match="capacity=.*above 0"):
+    with pytest.raises(OptionError, match="a number above 0"):
         check_factor("capacity", factor)
 
 
