@@ -129,7 +129,8 @@ class Lesson(nn.Module):
         ).logits  # fmt: skip
         loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), twice[2].flatten())
         if self.alpha:
-            loss = loss + self.alpha / 2 * divergence(*logits.chunk(2), labels != -100)
+            first, second = logits.chunk(2)
+            loss = loss + self.alpha / 2 * divergence(first, second, labels != -100)
         if self.balance:
             terms = [switch_balance(routing) for routing in self.roll.routings.values()]
             loss = loss + self.balance * sum(terms[1:], start=terms[0]) / len(terms)
