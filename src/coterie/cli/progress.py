@@ -66,6 +66,7 @@ def status_line(generation: Generation, residence: Residence) -> str:
             f"{generation.new_tokens} tokens",
             f"{generation.tokens_per_second:.1f} tokens/s",
             f"first after {generation.first_token_seconds:.2f} s",
+            *([] if generation.mean_experts is None else [f"{generation.mean_experts:.2f} experts per token"]),
             f"hits {stats.hit_rate:.0%}",
             f"experts {format_bytes(residence.resident_bytes)} of {format_bytes(budget.expert_bytes)} resident",
             f"read {format_bytes(stats.bytes_read)}",

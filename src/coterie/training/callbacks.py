@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from coterie.errors import RoutingError, TrainingError
 from coterie.models.compat import quiet
 from coterie.training.next_token import targets
-from coterie.training.trainer import COMPLETE, Progress, check_finite
+from coterie.training.trainer import COMPLETE, KEPT, Progress, check_finite
 
 if TYPE_CHECKING:
     from coterie.training.step_loss import StepLoss
@@ -48,8 +49,11 @@ class CheckedTrainer(Trainer):
         return self.lesson(model, inputs, num_items_in_batch)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
         step = self.state.global_step + 1
+        try:
+            loss = super().training_step(*args, **kwargs)
+        except RoutingError as error:
+            raise TrainingError(f"At step {step} {error} {KEPT}") from error
         self._told += check_finite(loss, step)
         self._micro_step += 1
         if self.accelerator.sync_gradients:

@@ -16,13 +16,13 @@ from coterie.training.groups import Group, Groups
 from coterie.training.objective import Objective
 from coterie.training.recipe import PYTHON, DataWords, ModelWords, Recipe, SteeringWords, shipped_recipes
 from coterie.training.schedules import Schedule, schedule
+from coterie.training.step_loss import SCHEDULED
 from coterie.training.trainer import Options
 from coterie.training.words import check_keys, number, numbers, table_of, text, texts, truth, whole, word
 
 SECTIONS = (
     "model", "router", "losses", "data", "training", "schedules", "groups", "steering", "curve", "seed",
 )  # fmt: skip
-SCHEDULED = ("k", "p", "mean_experts")
 _FROM = "from"  # a checkpoint; not a name in Python
 
 

@@ -13,6 +13,7 @@ import torch
 
 from coterie.errors import OptionError
 from coterie.models.attach import RouterBridge
+from coterie.models.calibrating import calibrate
 from coterie.models.compat import quiet
 from coterie.models.find import find_sites
 from coterie.models.routed import RouterSpec, route, set_curves
@@ -25,13 +26,14 @@ from coterie.training.places import RECIPE, check_places, work_of
 from coterie.training.reading import Reading, read_for
 from coterie.training.recipe import Recipe
 from coterie.training.residual import residual_dropout
-from coterie.training.settings import calibrate_model
+from coterie.training.settings import thresholds
 from coterie.training.summary import Outcome, write_summary
 from coterie.training.trainer import Progress
 from coterie.training.windows import Windows
 
 Say = Callable[[str], None]
 MEASURE = "bits per byte"
+_CALIBRATION = 8192  # tokens
 
 
 def train_recipe(
@@ -102,9 +104,11 @@ def _without_steps(words: Mapping[str, Any]) -> Any:
 def _give_router(model: Any, recipe: Recipe, reading: Reading) -> Worth:
     """Route the model in place; what it is worth before it learns."""
     route(model, RouterSpec(recipe.router, recipe.router_options), keep_gate=bool(recipe.model.source))
-    if recipe.model.source and (target := recipe.steering.mean_experts) is not None:
+    target = recipe.steering.mean_experts
+    if recipe.model.source and target is not None and thresholds(model):
         length = recipe.data.length
-        calibrate_model(model, reading.train[: len(reading.train) // length * length].view(-1, length), target)
+        windows = min(_CALIBRATION, len(reading.train)) // length
+        calibrate(model, reading.train[: windows * length].view(-1, length), target)
     return worth(model, reading.unseen)
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from coterie.training.step_loss import StepLoss
 
 
-_LEAST = 1e-4  # thresholds are above 0
+_MOST = 0.9999  # of a share that is moved on the logit scale
+_FAR = 20.0  # logits by which nulls are moved at most
 
 
 class Steering(TrainerCallback):
@@ -100,54 +101,50 @@ class BalanceBias(Steering):
 class MeanExperts(Steering):
     """Holds the mean number of experts per token, over all layers, at ``target`` while the model learns. Final.
 
-    Thresholds (p, or min-p's ratio) are moved by a PI controller; the logits of nulls by ``rate`` a step.
+    A PI controller (`coterie.routers.Controller`) moves the threshold (p, or min-p's ratio) or the logits of nulls.
 
     Args:
         target: experts per token.
-        rate: of the offset of nulls, in logits.
     """
 
-    def __init__(self, target: float, *, rate: float = 0.01) -> None:
+    def __init__(self, target: float) -> None:
         if not 0 < target < math.inf:
             raise OptionError(f"mean_experts={target} cannot be held. Write a number above 0.")
-        self.target, self.rate = target, rate
-        self.controller: Controller | None = None
+        self.target = target
 
     def join(self, lesson: StepLoss) -> None:
         super().join(lesson)
-        moved = thresholds(lesson.model)
-        self._nulls = list(_of_kind(lesson, WithNulls))
+        moved, self._nulls = thresholds(lesson.model), list(_of_kind(lesson, WithNulls))
         if not moved and not self._nulls:
             raise OptionError(
                 "mean_experts needs a router whose number of experts can be moved, and the model has none. Use top_p, "
                 "min_p or adamoe."
             )
-        most = max((router.num_experts for router in lesson.routers.values()), default=0)
+        most = max(router.num_experts for router in lesson.routers.values())
         if self.target > most:
             raise OptionError(f"mean_experts={self.target} is more than the {most} experts there are. Ask for less.")
         if moved:
-            self.controller = Controller(self.target, moved[0].value, low=_LEAST, rising=moved[0].rising)
+            self.controller = Controller(self.target, min(moved[0].value, _MOST), high=_MOST, rising=moved[0].rising)
+        else:
+            self.controller = Controller(self.target, 0.0, low=-_FAR, high=_FAR, share=False, rising=False)
 
     def steer(self, step: int, total: int) -> None:
         measured = self.lesson.watch.step_mean()
         if measured is None:
             return
-        if self.controller is not None:
-            self._set(self.controller.update(measured))
-        else:
-            for part in self._nulls:
-                part.steer(measured, self.target, rate=self.rate)
+        before, self.controller = self.controller, self.controller.update(measured)
+        if self.controller.share:
+            set_threshold(self.lesson.model, self.controller.value)
+        for part in self._nulls if not self.controller.share else ():
+            part.offset.add_(self.controller.value - before.value)
 
     def state(self) -> dict[str, Any]:
-        return {} if self.controller is None else {"value": self.controller.value, "error": self.controller.error}
+        return {"value": self.controller.value, "error": self.controller.error}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        if self.controller is not None:
-            self._set(replace(self.controller, value=state["value"], error=state["error"]))
-
-    def _set(self, controller: Controller) -> None:
-        self.controller = controller
-        set_threshold(self.lesson.model, controller.value)
+        self.controller = replace(self.controller, value=state["value"], error=state["error"])
+        if self.controller.share:  # offsets are in the model's own state
+            set_threshold(self.lesson.model, self.controller.value)
 
 
 class NullOffset(Steering):

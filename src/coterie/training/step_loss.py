@@ -22,7 +22,7 @@ from coterie.training.objective import Objective
 from coterie.training.schedules import Schedule
 from coterie.training.watch import Watch
 
-WHOLE = ("k",)  # scheduled overrides that are whole numbers
+SCHEDULED, WHOLE = ("k", "p", "mean_experts"), ("k",)  # request-time options; those that are whole numbers
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class StepLoss:
         self._seed = seed
         if schedules and self.session is None:
             raise OptionError(f"{', '.join(schedules)} cannot be scheduled: this model has no router of ours.")
+        for name, course in self.schedules.items():
+            _check_course(name, course, list(self.routers.values()))
         if objective.nulls is not None and not any(site.num_nulls for site in self.sites.values()):
             raise OptionError(
                 f"The losses say nulls: {objective.nulls}, and no router of the model has nulls. Leave it out, or use "
@@ -127,6 +129,19 @@ class StepLoss:
     def _nulls(self, site: str) -> int:
         nulls = self.sites[site].num_nulls if site in self.sites else 0
         return nulls if nulls > 1 else 0  # a single one has nobody to be averaged with
+
+
+def _check_course(name: str, course: Schedule, routers: list[Any]) -> None:
+    """Whether every value that will be asked for is allowed, before a long run finds out."""
+    if name not in SCHEDULED:
+        raise OptionError(f"{name!r} cannot be scheduled. What can: {', '.join(SCHEDULED)}.")
+    if name == "p" and not all(0 < value <= 1 for value in course.values):
+        raise OptionError(f"p is scheduled over {list(course.values)}, and must be above 0, up to 1.")
+    most = min((router.routes.num_routes for router in routers if isinstance(router, Router)), default=0)
+    if name == "k" and not all(1 <= value <= most for value in course.values):
+        raise OptionError(f"k is scheduled over {list(course.values)}, and there are {most} routes: write 1 to {most}.")
+    if name == "k":
+        course.whole(0, 1)
 
 
 def routers_of(model: nn.Module) -> Iterator[tuple[str, Any]]:

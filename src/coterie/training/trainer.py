@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 COMPLETE, LOG = "complete", "log.jsonl"
 
+KEPT = (
+    "Resume from the last checkpoint with a lower rate, or start anew with another seed; the weights saved before are "
+    "intact."
+)
+
 Progress = Callable[[int, int, float], None]
 DecayShape = Literal["linear", "cosine"]
 
@@ -172,10 +177,7 @@ def check_finite(loss: Tensor, step: int) -> float:
     """
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise TrainingError(
-            f"The loss became {value} at step {step}. Resume from the last checkpoint with a lower rate, or start anew "
-            "with another seed; the weights saved before are intact."
-        )
+        raise TrainingError(f"The loss became {value} at step {step}. {KEPT}")
     return value
 
 
