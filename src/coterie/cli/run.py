@@ -11,11 +11,14 @@ import typer
 from coterie.cli.shell import one_sentence
 
 if TYPE_CHECKING:
+    from coterie.models.checkpoint import Checkpoint
     from coterie.models.prompts import Prompts
+    from coterie.models.requests import RouteOptions
     from coterie.serve import Engine, Sampling
 
 STORE = "Where experts live (exact: changes the time, never the text)"
 SAMPLING = "Sampling"
+ROUTING = "Routing, of models with routers of Coterie (lossy: other experts, other text)"
 
 Model = Annotated[str, typer.Argument(help="A checkpoint directory, a hub name, or [bold]pocket[/bold].")]
 Memory = Annotated[
@@ -61,9 +64,24 @@ def run(
     repetition_penalty: Annotated[
         float | None, typer.Option(help="Above 1 discourages repeats.", rich_help_panel=SAMPLING)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", rich_help_panel=SAMPLING)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Makes sampling, and experts by lot, repeatable.", rich_help_panel=SAMPLING)
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="Stop at this text; may be given often.", rich_help_panel=SAMPLING)
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option("--k", help="Experts per token; with a threshold, at most.", rich_help_panel=ROUTING)
+    ] = None,
+    p: Annotated[
+        float | None, typer.Option("--p", help="Threshold of top-p or min-p.", rich_help_panel=ROUTING)
+    ] = None,
+    mean_experts: Annotated[
+        float | None, typer.Option(help="Experts per token on average, if calibrated.", rich_help_panel=ROUTING)
+    ] = None,
+    draw: Annotated[
+        str | None,
+        typer.Option(help="Draws per token, sequence or batch; average; fixed:0...", rich_help_panel=ROUTING),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message, for models with a chat template.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out: plain continuation.")] = False,
@@ -84,21 +102,27 @@ def run(
     from coterie.jobs.locate import locate
     from coterie.models.checkpoint import open_checkpoint
     from coterie.models.prompts import Prompts
+    from coterie.models.requests import RouteOptions
     from coterie.serve import Engine, Sampling
 
+    route = RouteOptions(k, p, mean_experts, draw, seed)
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple(stop or ()))
     text = _prompt_text(prompt)
     progress = Progress(quiet or as_json)
     with progress:
         checkpoint = open_checkpoint(locate(model, revision))
+        cost = _cost(checkpoint, route)
         prompts = Prompts.of(checkpoint.path, checkpoint.context_length)
         ids = None if text is None else prompts.encode(text, raw=raw, system=system)
         progress.say(f"Loading {model}")
         host = load(
             checkpoint, memory, context=context or _needed(prompts, ids, max_new_tokens),
             policy=policy, prefetch=prefetch, readers=readers, compile="auto" if compile is None else compile,
+            route=route,
         )  # fmt: skip
-    engine = Engine(host, prompts)
+    if cost and not (quiet or as_json):
+        typer.echo(cost, err=True)
+    engine = Engine(host, prompts, route)
     if ids is None:
         from coterie.cli.chat import chat
 
@@ -106,6 +130,18 @@ def run(
     else:
         _answer(engine, ids, sampling, model=model, as_json=as_json, quiet=quiet)
     host.coterie.close()
+
+
+def _cost(checkpoint: Checkpoint, route: RouteOptions) -> str:
+    """What is known of how much worse the model becomes by what is asked of its routers."""
+    from coterie.models.curves import cost_text
+    from coterie.models.requests import refuse_unrouted
+
+    if checkpoint.stored is None:
+        refuse_unrouted(route)
+        return ""
+    usual = {"k": checkpoint.sites[0].top_k, **checkpoint.stored.router.options}
+    return cost_text(checkpoint.stored.curves, route, usual)
 
 
 def _prompt_text(prompt: str | None) -> str | None:

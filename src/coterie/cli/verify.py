@@ -49,6 +49,11 @@ def verify(
         stop("The logits are not the same. Please report this with the output of --json.", NOT_EQUAL)
 
 
+def _routed(report: Report) -> str:
+    """With what a model was compared that plain transformers does not load."""
+    return " (with routers of Coterie, everything resident)" if report.routed else ""
+
+
 def _described(report: Report) -> str:
     exact = "bit-identical" if report.difference is None else f"NOT identical, first at {report.difference}"
     lines = [
@@ -62,7 +67,7 @@ def _described(report: Report) -> str:
     else:
         verdict = "equal to rounding" if rounding.holds else "NOT equal to rounding"
         lines.append(
-            f"transformers  {verdict}: largest error {rounding.error:.1e} of the largest logit (allowed "
-            f"{rounding.allowed:.0e}), same best token at {rounding.same_best:.1%} of positions"
+            f"transformers  {verdict}{_routed(report)}: largest error {rounding.error:.1e} of the largest logit "
+            f"(allowed {rounding.allowed:.0e}), same best token at {rounding.same_best:.1%} of positions"
         )
     return "\n".join(lines)

@@ -47,6 +47,7 @@ class Residence:
     Attributes:
         context, batch, prefill: tokens and sequences the budget made room for, and most tokens at once of each.
         compiled: single tokens are computed with the kernel the machine made.
+        most_experts: per token, that the budget made room for; None where it is the family's own number.
     """
 
     checkpoint: Checkpoint
@@ -56,6 +57,7 @@ class Residence:
     batch: int
     prefill: int
     compiled: bool = False
+    most_experts: int | None = None
 
     def stats(self) -> StoreStats:
         """Hits, misses, bytes and seconds since loading or the last ``store.reset_stats()``."""
@@ -150,7 +152,8 @@ def load(
     except BaseException:
         store.close()
         raise
-    host.coterie = Residence(checkpoint, budget, store, context, batch, prefill, compiled)
+    most = None if checkpoint.stored is None else max(site.room for site in checkpoint.sites)
+    host.coterie = Residence(checkpoint, budget, store, context, batch, prefill, compiled, most)
     if host.can_generate() and checkpoint.reads_in_pieces:
         host.generation_config.prefill_chunk_size = prefill
     host.register_forward_pre_hook(_guard, with_kwargs=True)

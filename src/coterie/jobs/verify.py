@@ -63,7 +63,11 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found. ``difference`` is None where every bit agrees."""
+    """What `verify` found. ``difference`` is None where every bit agrees.
+
+    ``routed`` says that the model has routers of Coterie: transformers' own cannot load it, and what it is compared
+    with is the model that ``AutoModelForCausalLM`` gives after ``import coterie.models``, everything resident.
+    """
 
     budget: Budget
     reference: str
@@ -72,6 +76,7 @@ class Report:
     transformers: Rounding | None
     transformers_skipped: str
     misses: int
+    routed: bool = False
 
     @property
     def holds(self) -> bool:
@@ -119,7 +124,8 @@ def verify(
     say("Running the reference")
     expected, reference = _reference(checkpoint, ids, new_tokens, room, compiled)
     report = Report(
-        budget, reference, found.numel(), _first_difference(found, expected), None, "not asked for", misses
+        budget, reference, found.numel(), _first_difference(found, expected), None, "not asked for", misses,
+        checkpoint.stored is not None,
     )  # fmt: skip
     del expected
     if not against_transformers:
@@ -128,7 +134,7 @@ def verify(
         return replace(report, transformers_skipped=odds)
     if not _fits(checkpoint):
         return replace(report, transformers_skipped="the whole model does not fit this machine's free memory")
-    say("Running transformers")
+    say("Running transformers" if checkpoint.stored is None else "Running the model as import coterie.models loads it")
     try:
         theirs = _transformers(checkpoint, ids, new_tokens)
     except (ImportError, RuntimeError, ValueError) as error:  # quantised: it wants a package

@@ -54,6 +54,7 @@ class RouterFacts:
         shared_gated: their output passes a gate of its own.
         jitter, losses: config fields: noise in training, coefficients of losses on the routing.
         note: why something is not known; "" where nobody knows better.
+        preset: the preset of ours with its options, where the model is routed by one; all else is then of no matter.
     """
 
     router: str
@@ -75,12 +76,15 @@ class RouterFacts:
     jitter: Mapping[str, float] = field(default_factory=dict)
     losses: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    preset: str = ""
 
     def as_record(self) -> dict[str, Any]:
         return asdict(self)
 
     def describe(self) -> str:
         """One line for people, such as "softmax over 64 experts, top 8, weights as they are"."""
+        if self.preset:
+            return f"{self.preset} over {self._routes()}"
         score = self.score or "score function not known"
         return ", ".join([f"{score} over {self._routes()}", f"top {self.top_k}", *self._choice(), *self._weights()])
 
@@ -116,6 +120,8 @@ def router_facts(model: Any, site: MoESite) -> RouterFacts:
     Costs a copy of the block without its experts and a few forwards of 64 random items through it. The global
     random state is left alone.
     """
+    if hasattr(site.gate, "session"):
+        return _ours(model, site)
     block = model.get_submodule(site.block_name)
     config = getattr(block, "config", None) or text_config(model.config)
     facts = RouterFacts(
@@ -127,6 +133,19 @@ def router_facts(model: Any, site: MoESite) -> RouterFacts:
     if seen is None:
         return replace(facts, note=f"the router answers only inside its model ({probe.refusal})")
     return replace(facts, **_read(probe, seen, site.gate, config))
+
+
+def _ours(model: Any, site: MoESite) -> RouterFacts:
+    """Of a site with a router of ours, which says so itself."""
+    gate: Any = site.gate
+    config = text_config(model.config)
+    record = getattr(model.config, "coterie", None) or {"router": {"name": type(gate.inner).__name__, "options": {}}}
+    options = ", ".join(f"{name}={value}" for name, value in record["router"]["options"].items())
+    routes = getattr(getattr(gate.inner, "routes", None), "num_routes", None)
+    return RouterFacts(
+        type(gate.inner).__name__, site.num_true, routes, site.top_k, **_shared(model, site, config),
+        preset=f"{record['router']['name']} ({options})" if options else str(record["router"]["name"]),
+    )  # fmt: skip
 
 
 def _read(probe: Probe, seen: Seen, gate: Any, config: Any) -> dict[str, Any]:

@@ -97,6 +97,19 @@ def routed_as(model: Any, options: RouteOptions) -> Iterator[Session | None]:
         session.base, session.counting, session.usage = before, counted, used
 
 
+def refuse_unrouted(options: RouteOptions) -> None:
+    """For a model without routers of ours.
+
+    Raises:
+        OptionError: something is asked of the routers.
+    """
+    if options.overrides:
+        raise OptionError(
+            f"{options} asks the routers, and this model has its family's own, which take no such options. Give it "
+            "routers of Coterie and train them: coterie train --help"
+        )
+
+
 def most_experts(router: Any, k: int, options: RouteOptions | None = None) -> int:
     """Experts an item may have at most, as far as memory is concerned; ``k`` where the router does not say."""
     overrides: Mapping[str, Any] = {} if options is None else options.overrides
@@ -150,10 +163,8 @@ def _check(model: Any, session: Session | None, options: RouteOptions) -> None:
     if not options.overrides:
         return
     if session is None:
-        raise OptionError(
-            f"{options} asks the routers, and this model has its family's own, which take no such options. Give it "
-            "routers of Coterie and train them: coterie train --help"
-        )
+        refuse_unrouted(options)
+        return
     gate = next(module for module in model.modules() if isinstance(module, RouterBridge))
     known = understood(gate.inner)
     for name in options.overrides:

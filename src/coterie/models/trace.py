@@ -84,8 +84,9 @@ class Recording:
             return
         indices, weights = (table.detach().cpu() for table in sent.table())
         logits = self._logits.pop(site.name, None)
+        indices = indices.clamp(max=site.num_true)  # an identity is no expert that anybody has to read
         self._heard[site.name] = Routing.from_padded(
-            weights, indices, site.num_experts, chosen=indices.long(),
+            weights, indices, site.num_true, chosen=indices.long(),
             logits=logits if logits is not None and len(logits) == len(indices) else None,
         )  # fmt: skip
 

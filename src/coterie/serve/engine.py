@@ -10,14 +10,18 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from coterie.errors import CoterieError
+from coterie.errors import CoterieError, OptionError
 from coterie.models.prompts import Prompts
+from coterie.models.requests import RouteOptions, routed_as
 from coterie.serve.sampling import Sampling
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What one call to `Engine.generate` produced. Seconds are wall time; the first token includes the prefill."""
+    """What one call to `Engine.generate` produced. Seconds are wall time; the first token includes the prefill.
+
+    ``mean_experts`` are those used per token and layer, prompt included; None where the routers are the family's own.
+    """
 
     text: str
     prompt_tokens: int
@@ -25,6 +29,7 @@ class Generation:
     first_token_seconds: float
     seconds: float
     finish: str
+    mean_experts: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -36,25 +41,39 @@ class Generation:
 class Engine:
     """A loaded model with its prompts. Blocks while it generates; not thread-safe.
 
-    Keeps the KV cache of the last conversation, so that a follow-up reads only what is new.
+    Keeps the KV cache of the last conversation, so that a follow-up reads only what is new; one that was made with
+    other routes is not kept.
+
+    Args:
+        model, prompts: loaded.
+        route: what is asked of the model's routers, unless a call asks otherwise.
     """
 
-    def __init__(self, model: Any, prompts: Prompts) -> None:
+    def __init__(self, model: Any, prompts: Prompts, route: RouteOptions | None = None) -> None:
         self.model, self.prompts = model, prompts
+        self.route = route or RouteOptions()
+        self._cached_route = self.route
         self._cache: Any = None
         self._cached: Any = None
 
-    def generate(self, ids: Any, sampling: Sampling, on_text: Callable[[str], None] | None = None) -> Generation:
+    def generate(
+        self, ids: Any, sampling: Sampling, on_text: Callable[[str], None] | None = None,
+        route: RouteOptions | None = None,
+    ) -> Generation:  # fmt: skip
         """Continue ``ids`` [1, N]; ``on_text`` receives each piece of text as soon as it is sure.
 
         Raises:
             CoterieError: the model's logits are not finite (damaged weights).
+            OptionError: the routers do not know what ``route`` asks, or there is no memory for it.
         """
+        route = self._routed(route)
         stream = _Stream(self.prompts.tokenizer, on_text)
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
         began = time.perf_counter()
-        output = self._call(ids, sampling, stream)
+        with routed_as(self.model, route) as session:
+            output = self._call(ids, sampling, stream)
+            mean = None if session is None else session.usage.mean_experts
         seconds = time.perf_counter() - began
         # a decoder with an encoder beside it begins with one token of its own, not with the prompt
         new = output[0, 1 if self.model.config.is_encoder_decoder else ids.shape[1] :]
@@ -65,7 +84,24 @@ class Engine:
             first_token_seconds=(stream.first or time.perf_counter()) - began,
             seconds=seconds,
             finish="stop" if len(new) and int(new[-1]) in self._ends() else "length",
+            mean_experts=mean,
         )
+
+    def _routed(self, route: RouteOptions | None) -> RouteOptions:
+        """What is asked now, a cache of other routes forgotten."""
+        route = self.route if route is None else route
+        most = self.model.coterie.most_experts
+        everyone = max(site.num_experts for site in self.model.coterie.checkpoint.sites)
+        asked = everyone if route.draw == "average" else min(route.k or 0, everyone)
+        if most is not None and asked > most:
+            raise OptionError(
+                f"{route} needs more memory than the budget made room for, which is {most} experts per token. Load the "
+                f"model with route=RouteOptions(k={asked}) or more."
+            )
+        if route != self._cached_route:
+            self._cache = self._cached = None
+        self._cached_route = route
+        return route
 
     def _call(self, ids: Any, sampling: Sampling, stream: _Stream) -> Any:
         options = sampling.for_generate() | {"max_new_tokens": self.prompts.room(ids, sampling.max_new_tokens)}
