@@ -252,6 +252,20 @@ def test_true_only_is_the_inner_part_without_nulls(inner):
     assert weigh.probs(logits, None).shape == logits.shape
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_pinned_nulls_fill_what_k_was_raised_by(copied):
+    plain, ours = spread(top_k(D, N, 2)), spread(adamoe(D, N, 5, num_nulls=M, pinned=3, copied=copied))
+    assert isinstance(ours.score, WithNulls)
+    ours.score.inner.load_state_dict(plain.score.state_dict())
+    if copied:
+        ours.score.copy_rows(plain.score.weight)
+    x = torch.randn(60, D)
+    torch.testing.assert_close(ours(x).dense(), plain(x).dense())
+    for pinned in (-1, 5, M + 1):
+        with pytest.raises(OptionError, match="pin 1 to 4"):
+            adamoe(D, N, 5, num_nulls=M, pinned=pinned)
+
+
 def test_refusals():
     with pytest.raises(OptionError, match="1 to 16"):
         adamoe(D, N, N + M + 1, num_nulls=M)

@@ -12,9 +12,18 @@ from coterie.errors import OptionError
 from coterie.experts import FFN, FFNShape
 from coterie.layers import MoE
 from coterie.ops import switch_balance
-from coterie.routers import Router, adamoe, hash_routing, rmoe, sigmoid_bias, smoe_dropout, top_k
+from coterie.routers import (
+    Router,
+    adamoe,
+    add_nulls,
+    add_recurrence,
+    hash_routing,
+    rmoe,
+    sigmoid_bias,
+    smoe_dropout,
+    top_k,
+)
 from coterie.routers.score import Blend, WithNulls
-from coterie.routers.upgrade import add_nulls, add_recurrence
 from coterie.routing import RouteContext
 
 D, N, T = 16, 8, 300

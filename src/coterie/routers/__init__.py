@@ -30,6 +30,7 @@ from coterie.routers.presets import (
     with_capacity,
 )
 from coterie.routers.routes import RouteTable
+from coterie.routers.upgrade import add_nulls, add_recurrence
 
 __all__ = [
     "PRESETS",
@@ -47,6 +48,8 @@ __all__ = [
     "SiteShape",
     "Weigh",
     "adamoe",
+    "add_nulls",
+    "add_recurrence",
     "build_routers",
     "calibrate",
     "cosine",

@@ -27,6 +27,7 @@ def adamoe(
     select: Literal["top_k", "top_p"] = "top_k",
     p: float = 0.4,
     copied: bool = False,
+    pinned: int = 0,
     activation: Literal["softmax", "sigmoid"] = "softmax",
     renormalise: bool = True,
     scale: float = 1.0,
@@ -51,6 +52,8 @@ def adamoe(
         select: ``top_k`` takes k routes, ``top_p`` the fewest best whose probabilities reach ``p``, k at most.
         p: above 0, up to 1.
         copied: start each null's row as a copy of an expert's row, in turn, instead of drawing it.
+        pinned: start with this many nulls far above every expert and the others far below, so that an item has
+            ``k - pinned`` experts; let go by ``router.score.offset.mul_(0.99)``. See `add_nulls`.
         activation, renormalise, scale, rounded: how the true experts are weighed, as in `top_k`: the paper's way
             unless a checkpoint had another.
         bias: learn a bias per true expert.
@@ -67,6 +70,10 @@ def adamoe(
     nulls = WithNulls(true, num_nulls, width) if num_nulls else None
     if nulls is not None and copied:
         nulls.copy_rows(true.weight, true.bias)
+    if pinned and not 0 < pinned <= min(num_nulls, k - 1):
+        raise OptionError(f"pinned={pinned} is not allowed: pin 1 to {min(num_nulls, k - 1)} of the nulls, or none.")
+    if nulls is not None and pinned:
+        nulls.pin(pinned)
     score = true if nulls is None else nulls
     num_routes = num_experts + num_nulls
     chooses = TopK(k, num_routes) if select == "top_k" else TopP(p, num_routes, k_max=k)

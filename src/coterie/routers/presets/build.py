@@ -6,12 +6,13 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from coterie.errors import OptionError
 from coterie.registry import Registry
 from coterie.routers.base import Router
 from coterie.routers.presets.capacity import with_capacity
+from coterie.routers.presets.values import check_values
 
 PRESETS: Registry[Callable[..., Router]] = Registry("router")
 
@@ -20,6 +21,9 @@ _GIVEN = ("width", "num_experts", "vocab_size", "follow")
 
 # options of every preset: a limit to what one expert may be given, by `with_capacity`
 _LIMITS: dict[str, Any] = {"capacity": None, "eval_capacity": None, "capacity_order": "probability"}
+_KINDS: dict[str, Any] = dict.fromkeys(("capacity", "eval_capacity"), float | None) | {
+    "capacity_order": Literal["probability", "position"]
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ def build_routers(name: str, sites: Sequence[SiteShape], options: Mapping[str, A
             also takes ``capacity``, ``eval_capacity`` and ``capacity_order``, which `with_capacity` explains.
 
     Raises:
-        OptionError: an unknown preset or option (the nearest is suggested), or a value that is not allowed.
+        OptionError: an unknown preset or option (the nearest is suggested), one that is missing, or a value that
+            is not allowed.
     """
     preset = PRESETS.get(name)
     known = inspect.signature(preset).parameters
@@ -87,3 +92,9 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(option, allowed, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise OptionError(f"The router {name!r} has no option {option!r}.{hint} It has: {', '.join(allowed)}.")
+    preset = PRESETS.get(name)
+    for parameter in inspect.signature(preset).parameters.values():
+        needed = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+        if needed and parameter.name not in options:
+            raise OptionError(f"The router {name!r} needs the option {parameter.name!r}.")
+    check_values(preset, options, _KINDS)

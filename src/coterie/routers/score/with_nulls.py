@@ -62,15 +62,15 @@ class WithNulls(Score):
         """Start the nulls as copies of ``rows [N, D]``, over and over until there are M. Mutates.
 
         Args:
-            bias: [N], copied along with the rows, into ``offset``.
+            bias: [N], that belong to the rows; added to ``offset``.
         """
         turn = torch.arange(self.num_nulls) % len(rows)
         self.null_rows.copy_(rows[turn])
         if bias is not None:
-            self.offset.copy_(bias[turn])
+            self.offset.add_(bias[turn])
 
     @torch.no_grad()
-    def pin(self, count: int, offset: float) -> None:
+    def pin(self, count: int, offset: float = 1e4) -> None:
         """``offset`` on the first ``count`` nulls and ``-offset`` on the others, whatever was there before. Mutates."""
         self.offset.fill_(-offset)
         self.offset[:count] = offset
