@@ -112,6 +112,10 @@ ROWS = [
         "rmoe cosine", lambda: rmoe(8, 6, 2, state=4, readout="cosine"), softmax_after_rule(), k=2, most=6,
         carries=True, carry_width=4,
     ),
+    RouterCase(
+        "rmoe beside linear", lambda: rmoe(8, 6, 2, state=4, keep_linear=True, bias=True, renormalise=False),
+        softmax_rule(renormalise=False), k=2, most=6, carries=True, carry_width=4,
+    ),
     RouterCase("smoe-dropout", lambda: smoe_dropout(8, 6, 2), softmax_after_rule(), k=2, most=6, learned=False),
     RouterCase(
         "smoe-dropout uniform", lambda: smoe_dropout(8, 6, 2, uniform=True, output_scale=6.0, orthogonal=True),

@@ -138,6 +138,17 @@ def test_recurrence_starts_with_the_same_bits(name, dtype):
         assert found.carry.shape == (T, 6)
 
 
+def test_a_recipe_can_keep_the_linear_router():
+    source = trained("olmoe")
+    ours = rmoe(D, N, 3, state=6, keep_linear=True, renormalise=False)
+    ours.score.base.load_state_dict(source.score.state_dict())
+    x = torch.randn(T, D)
+    assert torch.equal(ours(x).logits, source(x).logits)
+    assert torch.equal(ours(x).weight, source(x).weight)
+    second = rmoe(D, N, 3, state=6, keep_linear=True, follow=ours)
+    assert second.score.extra.recurrence is ours.score.extra.recurrence
+
+
 def test_recurrence_learns_from_there():
     source = trained("mixtral")
     routers = nn.ModuleList([add_recurrence(source, state=6)])

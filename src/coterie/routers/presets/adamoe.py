@@ -9,10 +9,11 @@ import torch
 from coterie.errors import OptionError
 from coterie.routers.base import Router, Score, Select, Weigh
 from coterie.routers.presets.build import PRESETS
+from coterie.routers.presets.weighing import weighing
 from coterie.routers.routes import RouteTable
 from coterie.routers.score import LinearScore, WithNulls
 from coterie.routers.select import AtLeastTrue, TopK, TopP
-from coterie.routers.weigh import Raw, Selected, TrueOnly
+from coterie.routers.weigh import TrueOnly
 
 
 @PRESETS.register("adamoe")
@@ -77,11 +78,7 @@ def adamoe(
     score = true if nulls is None else nulls
     num_routes = num_experts + num_nulls
     chooses = TopK(k, num_routes) if select == "top_k" else TopP(p, num_routes, k_max=k)
-    weigh = (
-        Selected(rounded=rounded, scale=scale)
-        if activation == "softmax" and renormalise
-        else Raw(activation, renormalise=renormalise, eps=1e-20, scale=scale, rounded=rounded)
-    )
+    weigh = weighing(activation, renormalise, scale, rounded)
     return nullable(score, chooses, num_experts, num_nulls, weigh=weigh, min_true=min_true, identity=null == "identity")
 
 

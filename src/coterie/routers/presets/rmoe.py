@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
 from coterie.errors import OptionError
-from coterie.routers.base import Router
+from coterie.routers.base import Router, Score
 from coterie.routers.presets.build import PRESETS
-from coterie.routers.score import Recurrent
+from coterie.routers.presets.weighing import weighing
+from coterie.routers.score import Blend, LinearScore, Recurrent
 from coterie.routers.select import TopK
-from coterie.routers.weigh import Selected
 
 
 @PRESETS.register("rmoe")
@@ -25,6 +27,13 @@ def rmoe(
     residual: float = 0.0,
     detach_residual: bool = False,
     readout: Literal["linear", "cosine"] = "linear",
+    keep_linear: bool = False,
+    activation: Literal["softmax", "sigmoid"] = "softmax",
+    renormalise: bool = True,
+    scale: float = 1.0,
+    bias: bool = False,
+    float32: bool = False,
+    rounded: bool = False,
     follow: Router | None = None,
 ) -> Router:
     """The ``k`` best experts by a recurrent state that passes from layer to layer (RMoE, arXiv 2408.06793).
@@ -40,16 +49,24 @@ def rmoe(
         residual: share of the previous layer's logits that is added: 0.5 and 1 in the paper.
         detach_residual: without their gradient.
         readout: from state to logits, ``linear`` or ``cosine`` (XMoE).
+        keep_linear: score by one matrix as usual, plus a learned share of the recurrence that starts from 0: a
+            trained router begins as it was. See `add_recurrence`.
+        activation, renormalise, scale, rounded: how the chosen are weighed, as in `top_k`: the paper's way unless a
+            checkpoint had another.
+        bias, float32: of the linear score.
         follow: the router of the layer before, whose cell is used; the first layer has none.
 
     Raises:
         OptionError: ``k`` is not in 1..E, an option has a value that is not allowed, or ``follow`` is unlike.
     """
-    score = Recurrent(
+    recurrent = Recurrent(
         width, num_experts, state=state, cell=cell, projector=projector, carry=carry, residual=residual,
         detach_residual=detach_residual, readout=readout, follow=recurrent_of(follow),
     )  # fmt: skip
-    return Router(score, TopK(k, num_experts), Selected())
+    score: Score = recurrent
+    if keep_linear:
+        score = Blend(LinearScore(width, num_experts, bias=bias, dtype=torch.float32 if float32 else None), recurrent)
+    return Router(score, TopK(k, num_experts), weighing(activation, renormalise, scale, rounded))
 
 
 def recurrent_of(router: Router | None) -> Recurrent | None:
