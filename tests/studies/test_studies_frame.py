@@ -13,9 +13,15 @@ from coterie.studies import Arm, read_record, run_study, sheet_of
 from coterie.studies.runner import work_of
 
 
-def test_a_study_runs_and_is_judged(tmp_path):
-    out, states = tmp_path / "toy.json", []
-    record = run_study(toy_study.study(), out, watch=states.append)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(file, report, states told on the way) of a toy study run from beginning to end."""
+    out, states = tmp_path_factory.mktemp("whole") / "toy.json", []
+    return out, run_study(toy_study.study(), out, watch=states.append), states
+
+
+def test_a_study_runs_and_is_judged(whole):
+    out, record, states = whole
     assert read_record(out) == record
     assert not work_of(out).exists()
     assert [(claim["key"], claim["verdict"]) for claim in record["claims"]] == [("a", "holds"), ("b", "does not hold")]
@@ -44,23 +50,24 @@ def test_the_report_says_what_it_rests_on(tmp_path):
 
 
 def test_a_shortened_run_shows_nothing(tmp_path):
-    record = run_study(toy_study.study(), tmp_path / "toy.json", scale=0.1)
+    record = run_study(toy_study.study(), tmp_path / "toy.json", seeds=(0, 1, 2), jobs=1, scale=0.1)
     assert {claim["verdict"] for claim in record["claims"]} == {"not shown"}
     assert record["runs"][0]["metrics"]["steps"] == 2  # a tenth, but two at least
     assert "shows nothing" in sheet_of(record).plain()
 
 
-def test_the_sheet(tmp_path):
-    text = sheet_of(run_study(toy_study.study(), tmp_path / "toy.json")).plain()
-    assert "Gated. fast is above slow by 1 or more, 3 of 3 seeds" in text
+def test_the_sheet(whole):
+    text = sheet_of(whole[1]).plain()
+    assert "(a)       HOLDS [gated] fast is above slow by 1 or more, 3 of 3 seeds" in text
     assert "fast - slow 2.2" in text
-    assert "does not hold" in text
+    assert "DOES NOT HOLD [gated] slow is above 5" in text
+    assert "1 of 2 gated claims hold, 1 does not" in text
     assert "fast   3.20     20" in text
     assert "toy (train 3 bytes)" in text
 
 
 def test_a_run_that_fails_is_written_down_and_the_others_go_on(tmp_path):
-    record = run_study(toy_study.study(fails=[1]), tmp_path / "toy.json")
+    record = run_study(toy_study.study(fails=[1]), tmp_path / "toy.json", jobs=1)
     errors = [(run["arm"], run["seed"], run["error"]) for run in record["runs"] if "error" in run]
     assert errors == [("fast", 1, "The loss became nan.")]
     assert [claim["verdict"] for claim in record["claims"]] == ["not shown", "does not hold"]
@@ -71,7 +78,7 @@ def test_a_run_that_fails_is_written_down_and_the_others_go_on(tmp_path):
 def test_what_starts_from_a_failed_run_fails(tmp_path):
     study = toy_study.study(fails=[0])
     third = Arm("third", "on top of fast", 10, {"value": 1.0}, after=("slow", "fast"))
-    record = run_study(replace(study, arms=(*study.arms, third)), tmp_path / "toy.json", seeds=(0,))
+    record = run_study(replace(study, arms=(*study.arms, third)), tmp_path / "toy.json", seeds=(0,), jobs=1)
     assert "fast seed 0 failed" in record["runs"][2]["error"]
 
 
@@ -134,12 +141,12 @@ def test_a_foreign_directory_is_left_alone(tmp_path):
 
 def test_a_fault_of_ours_is_shown_whole(tmp_path):
     with pytest.raises(RuntimeError, match="ZeroDivisionError: a fault of ours"):
-        run_study(toy_study.study(breaks=True), tmp_path / "toy.json", seeds=(0,))
+        run_study(toy_study.study(breaks=True), tmp_path / "toy.json", seeds=(0,), jobs=1)
 
 
 def test_a_process_that_dies_is_a_sentence(tmp_path):
     with pytest.raises(TrainingError, match="fast seed 0 ended by itself"):
-        run_study(toy_study.study(dies=True), tmp_path / "toy.json", seeds=(0,))
+        run_study(toy_study.study(dies=True), tmp_path / "toy.json", seeds=(0,), jobs=1)
 
 
 def test_what_runs_is_ended_when_the_study_is_stopped(tmp_path):

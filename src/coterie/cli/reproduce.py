@@ -118,7 +118,7 @@ class _Watch:
         """Show how far the study is."""
         if self._bar is not None:
             self._bar.update(self._task, completed=state.steps, total=state.of, description=told(state))
-        elif not self._quiet and (state.steps == state.of or time.monotonic() - self._last >= _EVERY):
+        elif not self._quiet and (state.finished == state.runs or time.monotonic() - self._last >= _EVERY):
             self._last = time.monotonic()
             print(told(state), file=sys.stderr, flush=True)
 

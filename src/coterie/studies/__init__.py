@@ -13,7 +13,8 @@ How a study is written, in a file of its own with a constant ``STUDY``:
    decides from the runs of one seed (arm -> metrics), ``test`` judges all seeds: `each`, `at_least`, `on_average`,
    `together`. ``gated=False`` is reported only; ``failure="not shown"`` where a failure proves nothing.
 4. ``COLUMNS``: the metrics that the table of arms shows.
-5. A line in ``catalogue.py``, a page in docs/papers/, a smoke test and a test of every claim on metrics made by hand.
+5. A line in ``catalogue.py``, a page docs/papers/<name>.md with the marks of ``page.py``, a smoke test, and a test of
+   every claim on metrics made by hand.
 
 ``plain_text`` is the default text; a study of something else gives its own ``gather``. `run_study` does the rest:
 processes, what is kept of an interrupted start, the report, the verdicts.

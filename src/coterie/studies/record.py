@@ -22,8 +22,9 @@ _LIBRARIES = ("torch", "transformers", "accelerate", "numpy")
 
 
 def record_of(
-    study: Study, corpus: Corpus, entries: Sequence[Mapping[str, Any]], *, seeds: Sequence[int], jobs: int, scale: float
-) -> dict[str, Any]:
+    study: Study, corpus: Corpus, entries: Sequence[Mapping[str, Any]], *, seeds: Sequence[int], jobs: int,
+    scale: float, seconds: float,
+) -> dict[str, Any]:  # fmt: skip
     """The report of finished runs.
 
     Args:
@@ -31,6 +32,7 @@ def record_of(
         corpus: on which text.
         entries: arm, seed, seconds and metrics (or error) of every run.
         seeds, jobs, scale: how.
+        seconds: since the start; what an earlier start did is not in it.
     """
     findings = [judge(claim, runs_by_seed(entries, seeds), shortened=scale < 1) for claim in study.claims]
     return plain(
@@ -46,6 +48,7 @@ def record_of(
             "seeds": list(seeds),
             "jobs": jobs,
             "date": datetime.now(UTC).date().isoformat(),
+            "seconds": round(seconds, 1),
             "run_seconds": sum(entry["seconds"] for entry in entries),
             "text": corpus.about(),
             "machine": machine(),

@@ -84,6 +84,7 @@ def run_study(
         OptionError: seeds, jobs, text or ``out`` cannot be used; ``out`` exists.
         TrainingError: a process died. Runs whose training fails are written down as failed instead.
     """
+    start = time.monotonic()
     chosen = check_seeds(tuple(study.seeds if seeds is None else seeds))
     if jobs < 1 or not 0 < scale <= 1:
         raise OptionError(f"jobs must be at least 1 and scale in (0, 1], not {jobs} and {scale}.")
@@ -91,7 +92,10 @@ def run_study(
         raise OptionError(f"{out} exists. Name another file with --out, or remove it.")
     campaign = _Campaign(study, chosen, study.gather(text), scale, work_of(out))
     campaign.work_through(jobs, watch)
-    record = record_of(study, campaign.corpus, campaign.entries(), seeds=chosen, jobs=jobs, scale=scale)
+    record = record_of(
+        study, campaign.corpus, campaign.entries(), seeds=chosen, jobs=jobs, scale=scale,
+        seconds=time.monotonic() - start,
+    )  # fmt: skip
     write_output(out, json.dumps(record, indent=1, allow_nan=False) + "\n")
     shutil.rmtree(campaign.work, ignore_errors=True)
     return record

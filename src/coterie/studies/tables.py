@@ -18,8 +18,8 @@ def sheet_of(record: Record) -> Sheet:
     if record["quick"]:
         title += f" (shortened to {record['scale']:.0%} of the steps: it shows nothing)"
     blocks: list[Facts | Table] = [
-        Facts("Claims", [(f"({claim['key']})", f"{kind_of(claim)}. {claim['text']}") for claim in record["claims"]]),
-        Table("Verdicts", *claims_table(record)),
+        Facts("Verdicts", [*map(_judged, record["claims"]), ("together", summary_of(record))]),
+        Table("Numbers", *numbers_table(record)),
         Table("Arms", *arms_table(record), right=frozenset(range(1, len(record["columns"]) + 1))),
     ]
     if failures := [f"{run['arm']} seed {run['seed']}: {run['error']}" for run in record["runs"] if "error" in run]:
@@ -27,14 +27,24 @@ def sheet_of(record: Record) -> Sheet:
     return Sheet(title, [*blocks, Facts("Run", facts_of(record))])
 
 
-def claims_table(record: Record) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-    """(head, rows): claim, verdict, and what decided for each seed."""
+def numbers_table(record: Record) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """(head, rows): what decided each claim, for each seed."""
     seeds = [str(seed) for seed in record["seeds"]]
     rows = [
-        (f"({claim['key']})", _verdict(claim), *(numbers_of(claim["numbers"].get(seed, {})) for seed in seeds))
+        (f"({claim['key']})", *(numbers_of(claim["numbers"].get(seed, {})) for seed in seeds))
         for claim in record["claims"]
     ]
-    return ["claim", "verdict", *(f"seed {seed}" for seed in seeds)], rows
+    return ["claim", *(f"seed {seed}" for seed in seeds)], rows
+
+
+def summary_of(record: Record) -> str:
+    """ "3 of 4 gated claims hold, 1 does not"."""
+    verdicts = [claim["verdict"] for claim in record["claims"] if claim["gated"]]
+    counts = {verdict: verdicts.count(verdict) for verdict in ("holds", "does not hold", "not shown")}
+    text = f"{counts['holds']} of {len(verdicts)} gated claims hold"
+    if counts["does not hold"]:
+        text += f", {counts['does not hold']} {'does' if counts['does not hold'] == 1 else 'do'} not"
+    return text + (f", {counts['not shown']} not shown" if counts["not shown"] else "")
 
 
 def arms_table(record: Record) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
@@ -50,10 +60,11 @@ def arms_table(record: Record) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
 def facts_of(record: Record) -> list[tuple[str, str]]:
     """How it was run."""
     sizes, versions, host = record["text"]["bytes"], record["versions"], record["machine"]
+    spent = f"{record['run_seconds']:.0f} s of one core together, {record['seconds']:.0f} s from start to end"
     return [
         ("setting", record["setting"]),
         ("text", f"{record['text']['source']} ({', '.join(f'{name} {n:,}' for name, n in sizes.items())} bytes)"),
-        ("runs", f"{len(record['runs'])}, {record['jobs']} at a time, {record['run_seconds']:.0f} s of one core each"),
+        ("runs", f"{len(record['runs'])}, {record['jobs']} at a time: {spent}"),
         ("machine", f"{host['processor']}, {host['cores']} cores, {host['system']}, {record['date']}"),
         ("versions", ", ".join(f"{name} {number}" for name, number in versions.items())),
     ]
@@ -64,13 +75,19 @@ def kind_of(claim: Mapping[str, Any]) -> str:
     return "Gated" if claim["gated"] else "Reported"
 
 
+def verdict_of(claim: Mapping[str, Any], *, loud: bool = False) -> str:
+    """The verdict, with the reason where it was not judged."""
+    verdict = claim["verdict"].upper() if loud else claim["verdict"]
+    return f"{verdict} ({claim['why']})" if claim["why"] else verdict
+
+
 def numbers_of(numbers: Mapping[str, float | None]) -> str:
     """What decided for one seed: "hard 2.31, easy 1.90"."""
     return ", ".join(f"{name} {_number(value)}" for name, value in numbers.items())
 
 
-def _verdict(claim: Mapping[str, Any]) -> str:
-    return claim["verdict"] + (f": {claim['why']}" if claim["why"] else "")
+def _judged(claim: Mapping[str, Any]) -> tuple[str, str]:
+    return f"({claim['key']})", f"{verdict_of(claim, loud=True)} [{kind_of(claim).lower()}] {claim['text']}"
 
 
 def _number(value: float | None) -> str:
