@@ -51,7 +51,7 @@ def test_a_run_that_is_stopped_says_how_to_go_on(coterie, text, tmp_path, monkey
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--text", "nowhere"], "not a directory"),
+        (["--text", "nowhere"], "needs one --text"),
         (["--domains", "talk,song"], "Choose among: talk"),
         (["--resume"], "no finished checkpoint"),
         (["--sources", "nowhere.json"], "where the text is from"),
@@ -70,7 +70,13 @@ def test_what_cannot_be_done_is_one_sentence(coterie, text, tmp_path, monkeypatc
 def test_only_what_can_be_trained_is(coterie, text):
     result = coterie("train", "everest", "--text", text)
     assert result.exit_code == 2
-    assert "'everest' cannot be trained. What can: pocket." in result.stderr
+    assert "There is no recipe everest" in result.stderr
+
+
+def test_a_directory_that_is_not_there(coterie, tmp_path):
+    result = coterie("train", "pocket", "--text", tmp_path / "nowhere", "--out", tmp_path / "own")
+    assert result.exit_code == 2
+    assert "not a directory" in result.stderr
 
 
 @pytest.mark.parametrize(("content", "said"), [(b"", "is empty"), (b"\x00\x01", "binary"), (b"\xff", "not UTF-8")])

@@ -191,10 +191,10 @@ def _by_recipe(recipe: Recipe, changes: dict[str, Any], out: Path, resume: bool,
 
     recipe = changed(recipe, source=str(locate(SHIPPED)) if recipe.model.source == SHIPPED else None, **changes)
     outcome = train_recipe(recipe, out, resume=resume, progress=progress.training, say=progress.say)
-    before, after = outcome.before, outcome.after
+    before, after = outcome.original or outcome.before, outcome.after
     return (
-        f"{after.bits_per_byte:.3f} bits per byte on unseen text ({before.bits_per_byte:.3f} before), "
-        f"{after.mean_experts:.2f} experts per token ({before.mean_experts:.2f}). See {out / 'report.html'}."
+        f"{after.bits_per_byte:.3f} bits per byte on unseen text (before: {before.bits_per_byte:.3f}), "
+        f"{after.mean_experts:.2f} experts per token (before: {before.mean_experts:.2f}). See {out / 'report.html'}."
     )
 
 

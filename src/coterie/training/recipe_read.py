@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -173,7 +174,8 @@ def _training(given: dict[str, Any], seed: Any, name: str) -> Options:
             raise OptionError(f"{where}.betas must be two numbers, not {len(betas)}.")
         given["betas"] = betas
     typed = _typed(Options, {"steps": 500, "warmup": 0, **given}, where)
-    return Options(**typed, seed=whole(seed, f"{name}: seed", 0))
+    with _placed(where):
+        return Options(**typed, seed=whole(seed, f"{name}: seed", 0))
 
 
 def _schedules(words: Any, where: str) -> dict[str, Schedule]:
@@ -201,8 +203,16 @@ def _filled(kind: Callable[..., Any], words: Any, where: str) -> Any:
     """A dataclass of numbers and words from a table of them."""
     given = table_of(words, where)
     check_keys(given, [field.name for field in dataclasses.fields(kind)], where)  # type: ignore[arg-type]
+    typed = _typed(kind, given, where)
+    with _placed(where):
+        return kind(**typed)
+
+
+@contextmanager
+def _placed(where: str) -> Iterator[None]:
+    """Say where the values of an error stand."""
     try:
-        return kind(**_typed(kind, given, where))
+        yield
     except OptionError as error:
         raise OptionError(f"{where}: {error}") from error
 

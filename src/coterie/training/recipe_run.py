@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from coterie.errors import OptionError
-from coterie.models.attach import RouterBridge
+from coterie.errors import CoterieError, OptionError
+from coterie.models.attach import RouterBridge, session_of
 from coterie.models.calibrating import calibrate
+from coterie.models.checkpoint import open_checkpoint
 from coterie.models.compat import quiet
 from coterie.models.find import find_sites
 from coterie.models.routed import RouterSpec, route, set_curves
@@ -28,7 +30,7 @@ from coterie.training.recipe import Recipe
 from coterie.training.residual import residual_dropout
 from coterie.training.settings import thresholds
 from coterie.training.summary import Outcome, write_summary
-from coterie.training.trainer import Progress
+from coterie.training.trainer import Progress, last_checkpoint
 from coterie.training.windows import Windows
 
 Say = Callable[[str], None]
@@ -65,35 +67,38 @@ def train_recipe(
     """
     say, work = say or (lambda text: None), work_of(out)
     check_places(out, work, resume)
+    dtype = open_checkpoint(recipe.model.source).compute_dtype if recipe.model.source else None
     _check_same(recipe, work)
     say("Reading text")
     reading = read_for(recipe)
     say("Making the model")
     torch.manual_seed(recipe.options.seed)
     model = model_for(recipe.model, reading.tokenizer, recipe.data.length)
-    dtype = model.config.dtype if recipe.model.source else None
     say("Measuring")
+    original = _original(model, recipe, reading)
     start = _give_router(model, recipe, reading)
+    _check_curve(model, recipe, reading)
     _learn(model, recipe, reading, work, resume, progress)
     if dtype is not None:
         _cast(model, dtype)
+    if thresholds(model):
+        say("Calibrating")
+        calibrate(model, _windows(recipe, reading), recipe.steering.mean_experts)
     curves = _curves(model, recipe, reading, say)
-    outcome = Outcome(recipe, model, start, worth(model, reading.unseen), curves, reading.facts(), work)
+    say("Measuring")
+    outcome = Outcome(recipe, model, start, worth(model, reading.unseen), curves, reading.facts(), work, original)
     _save(outcome, reading.tokenizer, work, out)
     return outcome
 
 
 def _check_same(recipe: Recipe, work: Path) -> None:
-    """Keep the recipe beside the checkpoints, and refuse to go on with another."""
-    kept, words = work / RECIPE, _without_steps(recipe.words)
-    if kept.exists() and json.loads(kept.read_text(encoding="utf-8")) != words:
+    """Refuse to go on with another recipe than that beside the checkpoints."""
+    kept = work / RECIPE
+    if kept.exists() and json.loads(kept.read_text(encoding="utf-8")) != _without_steps(recipe.words):
         raise OptionError(
             f"{work} holds a training by another recipe. Only the number of steps may change on the way: give the "
             "recipe it was begun with, or another --out."
         )
-    if not kept.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(words), encoding="utf-8")
 
 
 def _without_steps(words: Mapping[str, Any]) -> Any:
@@ -101,15 +106,38 @@ def _without_steps(words: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps({**words, "training": training}, default=str))
 
 
+def _original(model: Any, recipe: Recipe, reading: Reading) -> Worth | None:
+    """What a checkpoint is worth as it came; None of a model that was made."""
+    if not recipe.model.source:
+        return None
+    found = worth(model, reading.unseen)
+    return found if session_of(model) is not None else replace(found, mean_experts=find_sites(model)[0].top_k)
+
+
 def _give_router(model: Any, recipe: Recipe, reading: Reading) -> Worth:
     """Route the model in place; what it is worth before it learns."""
     route(model, RouterSpec(recipe.router, recipe.router_options), keep_gate=bool(recipe.model.source))
     target = recipe.steering.mean_experts
     if recipe.model.source and target is not None and thresholds(model):
-        length = recipe.data.length
-        windows = min(_CALIBRATION, len(reading.train)) // length
-        calibrate(model, reading.train[: windows * length].view(-1, length), target)
+        calibrate(model, _windows(recipe, reading), target)
     return worth(model, reading.unseen)
+
+
+def _windows(recipe: Recipe, reading: Reading) -> Tensor:
+    """[B, N] ids to calibrate on: some thousand tokens of what is learned."""
+    length = recipe.data.length
+    count = min(_CALIBRATION, len(reading.train)) // length
+    return reading.train[: count * length].view(count, length)
+
+
+def _check_curve(model: Any, recipe: Recipe, reading: Reading) -> None:
+    """Ask for every value of the curve once, on one window, before a long run finds out that it is not allowed."""
+    window = replace(reading.unseen, ids=reading.unseen.ids[: recipe.data.length])
+    for option, values in recipe.curve.items():
+        if option == "mean_experts" and not thresholds(model):
+            raise OptionError("curve: mean_experts needs a router with a threshold, top_p or min_p. Leave it out.")
+        for value in values if option != "mean_experts" else ():  # understood once the trained model is calibrated
+            worth(model, window, {option: value})
 
 
 def _learn(
@@ -117,6 +145,8 @@ def _learn(
 ) -> None:  # fmt: skip
     options, steered = recipe.options, _steering(recipe)
     count = options.steps * options.batch * options.accumulate
+    work.mkdir(parents=True, exist_ok=True)
+    (work / RECIPE).write_text(json.dumps(_without_steps(recipe.words)), encoding="utf-8")
     windows = Windows({"text": reading.train}, recipe.data.length, count, seed=options.seed)
     undo = residual_dropout(model, recipe.dropout) if recipe.dropout else None
     try:
@@ -124,6 +154,10 @@ def _learn(
             model, windows, options, work, objective=_objective(model, recipe), schedules=recipe.schedules,
             groups=recipe.groups, progress=progress, callbacks=steered, resume=resume,
         )  # fmt: skip
+    except CoterieError:
+        if last_checkpoint(work) is None:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
     finally:
         if undo is not None:
             undo()

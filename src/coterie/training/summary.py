@@ -35,6 +35,7 @@ class Outcome:
         curves: option -> (value, what the model is worth there).
         reading: counts of tokens and bytes.
         work: where the log is, while it is.
+        original: what a checkpoint was worth with the router it came with.
     """
 
     recipe: Recipe
@@ -44,19 +45,21 @@ class Outcome:
     curves: Mapping[str, Sequence[tuple[float, Worth]]]
     reading: Mapping[str, int]
     work: Path
+    original: Worth | None = None
 
     def record(self) -> dict[str, Any]:
         """Everything, as report.json has it."""
-        options, router = self.recipe.options, config_of(self.model)["router"]
+        options, config = self.recipe.options, self.model.config
         tokens = options.steps * options.batch * options.accumulate * self.recipe.data.length
+        stages = {"original": self.original, "before": self.before, "after": self.after}
+        curves = {name: [{"value": at, **asdict(each)} for at, each in c] for name, c in self.curves.items()}
         return {
             "coterie": __version__, "name": self.recipe.name, "recipe": _plain(self.recipe.words),
-            "family": self.model.config.model_type if not hasattr(self.model.config, "base_model_type")
-            else self.model.config.base_model_type,
-            "router": _plain(router), "options": _plain(asdict(options)), "reading": dict(self.reading),
-            "tokens_seen": tokens, "parameters": parameters_of(self.model, self.after.mean_experts),
-            "before": asdict(self.before), "after": asdict(self.after),
-            "curves": {name: [{"value": at, **asdict(each)} for at, each in c] for name, c in self.curves.items()},
+            "family": getattr(config, "base_model_type", config.model_type),
+            "router": _plain(config_of(self.model)["router"]), "options": _plain(asdict(options)),
+            "reading": dict(self.reading), "tokens_seen": tokens,
+            "parameters": parameters_of(self.model, self.after.mean_experts),
+            **{name: None if each is None else asdict(each) for name, each in stages.items()}, "curves": curves,
             "history": history_of(self.work), "seconds": round(seconds_spent(self.work), 1),
             "threads": torch.get_num_threads(), "finished": time.strftime("%Y-%m-%d"),
             "versions": {"python": platform.python_version()} | {n: version(n) for n in ("torch", "transformers")},

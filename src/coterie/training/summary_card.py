@@ -25,7 +25,8 @@ def card(record: Record) -> str:
 
 def _head(record: Record) -> str:
     router = record["router"]
-    given = ", ".join(f"`{name}: {value}`" for name, value in router["options"].items())
+    options = router["options"].items()
+    given = ", ".join(f"{name} {f'{v:.4g}' if isinstance(v, float) else v}" for name, v in options)
     router_text = f"**{router['name']}**" + (f" ({given})" if given else "")
     name = record["name"]
     return f"""---
@@ -52,16 +53,14 @@ model = AutoModelForCausalLM.from_pretrained("DIRECTORY")
 
 
 def _numbers(record: Record) -> str:
-    parameters, before, after = record["parameters"], record["before"], record["after"]
-    rows = [
-        ("parameters", f"{parameters['all']:,}, of which {parameters['active']:,} work on a token on average"),
-        (
-            "bits per byte on unseen text",
-            f"{after['bits_per_byte']:.3f}, before training {before['bits_per_byte']:.3f}",
-        ),
-        ("experts per token", f"{after['mean_experts']:.2f}, before training {before['mean_experts']:.2f}"),
-    ]
-    return _table(("", ""), rows)
+    parameters = record["parameters"]
+    stages = [("as it came", record["original"]), ("with this router, before training", record["before"])]
+    stages = [*stages, ("**trained**", record["after"])]
+    rows = [(name, f"{at['bits_per_byte']:.3f}", f"{at['mean_experts']:.2f}") for name, at in stages if at is not None]
+    return (
+        f"{parameters['all']:,} parameters, of which {parameters['active']:,} work on a token on average.\n\n"
+        + _table(("on text that was held back", "bits per byte", "experts per token"), rows)
+    )
 
 
 def _curves(record: Record) -> list[str]:

@@ -21,7 +21,8 @@ _NAMES = {
 def report_page(record: Record) -> str:
     """One HTML file, nothing fetched, no scripts."""
     router = record["router"]
-    lead = f"{record['family']}, routed by {router['name']}: {record['options']['steps']:,} steps."
+    given = ", ".join(f"{name} {_told(value)}" for name, value in router["options"].items())
+    lead = f"{record['family']}, routed by {router['name']}{f' ({given})' if given else ''}."
     parts = [
         _cards(record),
         _losses(record),
@@ -41,16 +42,31 @@ def report_page(record: Record) -> str:
 
 
 def _cards(record: Record) -> str:
-    after, before, parameters = record["after"], record["before"], record["parameters"]
+    after, parameters = record["after"], record["parameters"]
     return cards(
         [
-            (f"{after['bits_per_byte']:.3f}", f"bits per byte of unseen text, {before['bits_per_byte']:.3f} before"),
-            (f"{after['mean_experts']:.2f}", f"experts per token and layer, {before['mean_experts']:.2f} before"),
+            (
+                f"{after['bits_per_byte']:.3f}",
+                f"bits per byte of unseen text, {_before(record, 'bits_per_byte', '.3f')}",
+            ),
+            (f"{after['mean_experts']:.2f}", f"experts per token and layer, {_before(record, 'mean_experts', '.2f')}"),
             (f"{parameters['active']:,}", f"of {parameters['all']:,} parameters work on a token, on average"),
-            (f"{record['tokens_seen']:,}", f"tokens seen, of {record['reading']['train_tokens']:,}"),
+            (
+                f"{record['tokens_seen']:,}",
+                f"tokens in {record['options']['steps']:,} steps, of a text of {record['reading']['train_tokens']:,}",
+            ),
             (f"{record['seconds']:.0f} s", f"of training on {record['threads']} thread(s)"),
         ]
     )
+
+
+def _told(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _before(record: Record, name: str, form: str) -> str:
+    came = "" if record["original"] is None else f", {record['original'][name]:{form}} as it came"
+    return f"{record['before'][name]:{form}} before{came}"
 
 
 def _losses(record: Record) -> str:

@@ -34,7 +34,7 @@ def train_tokenizer(texts: Iterable[str], entries: int) -> Any:
 
 
 def token_ids(text: str, tokenizer: Any | None = None) -> Tensor:
-    """[N] int64 ids of a text; without a tokenizer its UTF-8 bytes, 0 to 255."""
+    """[N] int64 ids of a text; without a tokenizer its UTF-8 bytes, 0 to 255. Names of special tokens are text."""
     if tokenizer is None:
         return torch.from_numpy(np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64))
-    return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+    return torch.tensor(tokenizer(text, verbose=False, split_special_tokens=True)["input_ids"], dtype=torch.int64)
