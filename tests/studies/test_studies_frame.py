@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import toy_study
 
-from coterie.errors import OptionError, TrainingError
+from coterie.errors import MissingExtraError, OptionError, TrainingError
 from coterie.studies import Arm, read_record, run_study, sheet_of
 from coterie.studies.runner import work_of
 
@@ -187,3 +187,10 @@ def test_what_is_no_report_is_refused(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(OptionError, match=r"x\.json"):
         read_record(tmp_path / "x.json")
+
+
+def test_what_training_needs_is_asked_for_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"coterie\[train\]"):
+        run_study(toy_study.study(), tmp_path / "toy.json")
+    assert not list(tmp_path.iterdir())

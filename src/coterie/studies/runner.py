@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import time
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coterie.errors import OptionError
+from coterie.errors import MissingExtraError, OptionError
 from coterie.jobs.output import check_output, write_output
 from coterie.studies.corpus import Corpus
 from coterie.studies.record import machine, plain, record_of, versions
@@ -82,8 +83,11 @@ def run_study(
 
     Raises:
         OptionError: seeds, jobs, text or ``out`` cannot be used; ``out`` exists.
+        MissingExtraError: accelerate is not installed.
         TrainingError: a process died. Runs whose training fails are written down as failed instead.
     """
+    if importlib.util.find_spec("accelerate") is None:
+        raise MissingExtraError("accelerate", extra="train")
     start = time.monotonic()
     chosen = check_seeds(tuple(study.seeds if seeds is None else seeds))
     if jobs < 1 or not 0 < scale <= 1:
