@@ -6,7 +6,7 @@ views of its arena, the grouped method computes the same with all experts at onc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -32,7 +32,14 @@ _ALIGNMENT = 64  # bytes: where torch's own allocator puts a tensor
 _BITS_DEPEND_ON_ADDRESS = (torch.float32, torch.float64)
 
 
-def expert_forward(x: Tensor, weights: Mapping[str, Tensor], shape: FFNShape, *, compiled: bool = False) -> Tensor:
+def expert_forward(
+    x: Tensor,
+    weights: Mapping[str, Tensor],
+    shape: FFNShape,
+    *,
+    compiled: bool = False,
+    watch: Callable[[Tensor], None] | None = None,
+) -> Tensor:
     """One expert: [n, D] -> [n, D]. Pure; weights of another dtype are cast to that of ``x``.
 
     The bits do not depend on where in memory ``x`` and the weights lie. bfloat16 and float16 need
@@ -47,12 +54,15 @@ def expert_forward(x: Tensor, weights: Mapping[str, Tensor], shape: FFNShape, *,
         shape: how they fit together.
         compiled: few rows go through the kernel of `few_rows`, where `has_few` allows it. Other bits than
             without, and about twice the speed; no copy for the sake of an address.
+        watch: told the activations [n, F], what the projection down reads. Changes no bit.
     """
     few = compiled and has_few(x, _multiplied(weights))
     linear = _few_linear if few else _linear
     filled = x if few else bucketed(x)
     ups = [linear(filled, weights, name, shape.transposed) for name in shape.up_names]
     hidden = shape.hidden(ups[-1], ups[0] if len(ups) == 2 else None)
+    if watch is not None:
+        watch(hidden[: x.shape[0]])
     rows = linear(hidden, weights, "down_proj", shape.transposed)[: x.shape[0]]
     return shape.finish(rows, weights.get("post_norm"))
 
@@ -88,6 +98,13 @@ class FFN(Experts):
     def weights_of(self, expert: int) -> dict[str, Tensor]:
         """Views of one expert's weights, under `expert_forward`'s names. For a loop over experts see `rows`."""
         return {name: getattr(self, name)[expert] for name in self.shape.weight_shapes()}
+
+    def visit(
+        self, experts: Sequence[int], dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Each of ``experts`` with its weights for `expert_forward`, one after another; ``dtype`` changes nothing."""
+        for expert in experts:
+            yield expert, self.weights_of(expert)
 
     def rows(self, x: Tensor, routing: Routing) -> Tensor:
         rows, groups = self._computed(x, routing)

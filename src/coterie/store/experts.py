@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,24 @@ class StoreExperts(Experts):
                 weights = parts if self.storage is None else self.storage.weights(parts, sent.dtype, self.scratch)
                 rows[hit[key]] = expert_forward(sent[hit[key]], weights, self.shape, compiled=self.compiled)
         return rows
+
+    def visit(
+        self, experts: Sequence[int], dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
+        """Each of ``experts`` with its weights for `expert_forward`, one at a time: the residents first.
+
+        What was yielded must not be used after the next is asked for. Blocks while experts are read.
+
+        Args:
+            experts: ids; each once.
+            dtype: of the floats that quantised weights become; only looked at there.
+        """
+        with self.store.acquire([Key(self.site, expert) for expert in experts]) as lease:
+            for key, parts in lease:
+                if self.storage is None:
+                    yield key.expert, parts
+                else:
+                    yield key.expert, self.storage.weights(parts, dtype or torch.float32, self.scratch)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StoreExperts:
         """A copy reads the same store: its weights never change, so there is nothing to copy."""
