@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 from tiny_models import VOCABULARY
 
 from coterie.errors import OptionError, UnsupportedError
@@ -92,6 +96,12 @@ def test_a_coefficient_of_others_waits_for_the_model():
 def test_those_that_ship_can_be_read(name):
     recipe = read_recipe(name)
     assert recipe.data.text == ("python",)
+
+
+def test_the_recipe_of_the_docs_can_be_read():
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    [words] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert recipe_of(yaml.safe_load(words)).router == "adamoe"
 
 
 def test_changes_reach_the_words_too():

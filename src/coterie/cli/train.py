@@ -23,7 +23,7 @@ def train(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RECIPE]",
+            metavar="RECIPE",
             help="A YAML file, the name of a recipe that ships ([bold]top-p, adamoe, rmoe, smoe-dropout, thor[/bold]), "
             "or [bold]pocket[/bold]. Left out where --model is given.",
         ),
@@ -86,8 +86,7 @@ def train(
 ) -> None:  # fmt: skip
     """Train a model on text, measure it, write its report and card. [Training.]
 
-    [bold]coterie train top-p --out my-model[/bold] trains a tiny one in a minute, on the sources of Python if no text
-    is given.
+    [bold]coterie train top-p --out my-model[/bold] makes a tiny one in a minute, from the sources of Python or --text.
 
     [bold]coterie train --model DIR --router top_p --target-mean-experts 1.5 --text DIR --out OUT[/bold] gives a
     checkpoint another router and fine-tunes it.

@@ -91,12 +91,22 @@ def _experts(record: Record) -> str:
     rows = history["experts"]
     if not rows:
         return ""
+    shown = _spread(len(rows[0]) - 1)
     lines: dict[str, Sequence[Any]] = {
-        f"layer {number}": [(row[0], row[number + 1]) for row in rows] for number in range(len(rows[0]) - 1)
+        f"layer {number}": [(row[0], row[number + 1]) for row in rows] for number in shown
     }
+    if len(shown) < len(rows[0]) - 1:
+        lines["all layers"] = [(row[0], sum(row[1:]) / (len(row) - 1)) for row in rows]
     lines |= {f"scheduled {name}": history[name] for name in ("k",) if history.get(name)}
-    text = "Experts per token in each layer with experts. Nulls and padding are not counted."
+    text = "Mean over the steps between two points, by layer with experts. Nulls and padding are not counted."
     return section("Experts per token", text, line_chart(lines, "step", "experts"))
+
+
+def _spread(layers: int, most: int = 6) -> list[int]:
+    """Numbers of layers to draw: all, or some from the first to the last."""
+    if layers <= most:
+        return list(range(layers))
+    return [round(place * (layers - 1) / (most - 1)) for place in range(most)]
 
 
 def _load(record: Record) -> str:
