@@ -53,9 +53,10 @@ types: $(DEV)
 docs-check: $(DEV)
 	$(BIN)/mkdocs build --strict --quiet
 
-docs: $(DEV) ## write docs/cli.md and docs/families.md, and build the site in site/
+docs: $(DEV) ## write the generated pages, and build the site in site/
 	$(BIN)/python docs/generate_cli.py
 	$(BIN)/python docs/generate_families.py
+	$(BIN)/python docs/generate_papers.py
 	$(BIN)/mkdocs build --strict
 
 bench: $(DEV) ## a small run of the benchmarks (see docs/benchmarks.md)

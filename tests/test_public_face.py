@@ -57,7 +57,7 @@ def test_versions_agree():
     assert project["version"] == coterie.__version__ == released[0]
 
 
-VERBS = ("run", "verify", "plan", "inspect", "doctor", "trace", "train")
+VERBS = ("run", "verify", "plan", "inspect", "doctor", "trace", "train", "reproduce")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)])
