@@ -6,6 +6,7 @@ is imported from its module, whose name it would hide here.)
 
 from coterie.ops.balance import convert_coefficient, entropy, load_shares, mean_experts, switch_balance, z_loss
 from coterie.ops.capacity import best_items, places_per_route, within_capacity
+from coterie.ops.cluster import balanced_assignment, balanced_kmeans, balanced_partition, members
 from coterie.ops.correction import corrected, route_load
 from coterie.ops.dispatch import Groups, combine, combine_reference, group_by_expert
 from coterie.ops.draw import fold, gumbel, uniform, word_of
@@ -17,6 +18,9 @@ from coterie.ops.threshold import min_p, top_p
 __all__ = [
     "DenseSplit",
     "Groups",
+    "balanced_assignment",
+    "balanced_kmeans",
+    "balanced_partition",
     "best_items",
     "check_groups",
     "check_k",
@@ -35,6 +39,7 @@ __all__ = [
     "hash_choice",
     "load_shares",
     "mean_experts",
+    "members",
     "min_p",
     "places_per_route",
     "route_load",
