@@ -77,6 +77,7 @@ class SiteStatistics:
         logit_gram: [R, R] float64, sum of products of router logits; None where the router tells none.
         logit_mean: [R] mean logits; None where ``logit_gram`` is.
         logit_tokens: tokens in those two.
+        experts_of: expert of each route, where several routes lead to one; None: route r is expert r.
         domains: name -> what was counted in texts of that domain; empty where none was named.
     """
 
@@ -96,6 +97,7 @@ class SiteStatistics:
     logit_gram: Tensor | None = None
     logit_mean: Tensor | None = None
     logit_tokens: int = 0
+    experts_of: tuple[int, ...] | None = None
     domains: Mapping[str, DomainUse] = field(default_factory=dict)
 
     @property
@@ -168,8 +170,8 @@ class SiteStatistics:
     def _gram(self) -> Tensor:
         if self.logit_gram is None:
             raise UnsupportedError(
-                f"The router of {self.name} tells no logits, so experts cannot be compared by them. Compare by weight or "
-                "by output instead."
+                f"The router of {self.name} tells no logits, so experts cannot be compared by them. Compare by "
+                "weight or by output instead."
             )
         return self.logit_gram
 
@@ -252,13 +254,15 @@ class Statistics:
     @property
     def tokens(self) -> int:
         """Of the calibration text."""
-        return max((one.tokens for one in [*self.sites.values(), *self.ffns.values()]), default=0)
+        return max((one.tokens for one in self._layers()), default=0)
 
     @property
     def domains(self) -> list[str]:
         """Names of the domains of text, in the order they were given."""
-        first: SiteStatistics | FFNStatistics | None = next(iter([*self.sites.values(), *self.ffns.values()]), None)
-        return [] if first is None else list(first.domains)
+        return list(dict.fromkeys(name for one in self._layers() for name in one.domains))
+
+    def _layers(self) -> list[SiteStatistics | FFNStatistics]:
+        return [*self.sites.values(), *self.ffns.values()]
 
     def check(self, checkpoint: Opened) -> None:
         """Refuse statistics of another model. Reads a few kilobytes of the checkpoint.

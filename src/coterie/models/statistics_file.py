@@ -119,6 +119,8 @@ def _put_together(kind: Any, domain: Any, plain: Mapping[str, Any], prefix: str,
             name: _put_together(domain, None, one, f"{prefix}.domains.{number}", tensors)
             for number, (name, one) in enumerate(plain["domains"].items())
         }
+    if given.get("experts_of") is not None:
+        given["experts_of"] = tuple(given["experts_of"])
     for name, value in given.items():
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{prefix}.{name} is not finite")
