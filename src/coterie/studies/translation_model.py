@@ -22,6 +22,8 @@ from coterie.routing import RouteContext, Routing
 from coterie.training import divergence
 
 WIDTH, INNER, HEADS, LAYERS, DROPOUT = 128, 512, 4, 2, 0.1
+STD = 0.05  # of all that is drawn at the start; with less it learns more slowly
+POSITIONS = 256  # tokens of a sentence at most
 
 
 @dataclass
@@ -70,34 +72,38 @@ class ExpertLayer(nn.Module):
 def translator(
     seed: int, entries: int, end: int, pad: int, *, num_experts: int, router: str, options: Mapping[str, Any]
 ) -> tuple[Any, Roll]:
-    """transformers' T5, small: 2 + 2 pre-norm layers of width 128, one embedding for both languages and the output.
+    """transformers' Marian, small: 2 + 2 layers of width 128, one embedding for both languages and the output.
 
     The first layer of either side has ``num_experts`` feed-forwards of 512, routed by a preset; the others one. All
     but experts and routers start alike for a seed. In train mode.
     """
-    from transformers import T5Config, T5ForConditionalGeneration
+    from transformers import MarianConfig, MarianMTModel
 
     torch.manual_seed(seed)
-    model = T5ForConditionalGeneration(T5Config(
-        vocab_size=entries, d_model=WIDTH, d_kv=WIDTH // HEADS, d_ff=INNER, num_layers=LAYERS,
-        num_decoder_layers=LAYERS, num_heads=HEADS, dropout_rate=DROPOUT, feed_forward_proj="relu",
-        relative_attention_num_buckets=16, relative_attention_max_distance=32, eos_token_id=end, pad_token_id=pad,
-        decoder_start_token_id=pad, tie_word_embeddings=True,
+    model = MarianMTModel(MarianConfig(
+        vocab_size=entries, d_model=WIDTH, encoder_layers=LAYERS, decoder_layers=LAYERS, encoder_attention_heads=HEADS,
+        decoder_attention_heads=HEADS, encoder_ffn_dim=INNER, decoder_ffn_dim=INNER, activation_function="relu",
+        dropout=DROPOUT, attention_dropout=0.0, activation_dropout=0.0, init_std=STD, scale_embedding=True,
+        max_position_embeddings=POSITIONS, pad_token_id=pad, eos_token_id=end, decoder_start_token_id=pad,
+        bos_token_id=None, forced_eos_token_id=None,
     ))  # fmt: skip
     roll = Roll()
     places = [(side, number) for side in ("encoder", "decoder") for number in range(0, LAYERS, 2)]
     routers = build_routers(router, [SiteShape(WIDTH, num_experts, 1, entries)] * len(places), options)
     for (side, number), each in zip(places, routers, strict=True):
-        block = getattr(model, side).block[number].layer[-1]
-        block.DenseReluDense = ExpertLayer(f"{side}.{number}", MoE(each, _experts(num_experts)), roll)
+        layer = model.get_submodule(f"model.{side}.layers.{number}")
+        # the layer computes fc2(activation(fc1(x))), and this is all of it
+        layer.fc1 = ExpertLayer(f"{side}.{number}", MoE(each, _experts(num_experts)), roll)
+        layer.activation_fn, layer.fc2 = nn.Identity(), nn.Identity()
     return model.train(), roll
 
 
 def _experts(num_experts: int) -> FFN:
-    """Drawn as T5 draws its feed-forwards."""
-    experts = FFN(num_experts, FFNShape(WIDTH, INNER, gated=False, activation="relu"))
-    for weight in experts.parameters():
-        nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+    """Drawn as Marian draws its feed-forwards."""
+    experts = FFN(num_experts, FFNShape(WIDTH, INNER, gated=False, bias=True, activation="relu"))
+    for name, weight in experts.named_parameters():
+        if not name.endswith("_bias"):
+            nn.init.normal_(weight, std=STD)
     return experts
 
 

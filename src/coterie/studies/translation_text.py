@@ -22,7 +22,7 @@ from coterie.training import train_tokenizer
 FILES = ("pairs.jsonl.gz", "pairs.jsonl")
 SPLITS = ("train", "valid", "test")
 SOURCE, TARGET = "en", "es"
-LONGEST = 8  # words of either side
+LONGEST, MOST_BYTES = 8, 200  # words of either side, and bytes: a subword has one at least
 FEWEST = {"train": 64, "valid": 8, "test": 8}
 ENTRIES = 2000  # of the vocabulary, which both languages share
 _IGNORED = -100
@@ -42,7 +42,7 @@ def pairs_of(given: Path | None) -> Corpus:
     kept: dict[str, list[str]] = {split: [] for split in SPLITS}
     for number, line in enumerate(_lines(path), 1):
         split, pair = _checked(line, f"{path}, line {number}")
-        if all(0 < len(side.split()) <= LONGEST for side in pair):
+        if all(0 < len(side.split()) <= LONGEST and len(side.encode()) <= MOST_BYTES for side in pair):
             kept[split].append(json.dumps(pair, ensure_ascii=False))
     for split, least in FEWEST.items():
         if len(kept[split]) < least:
