@@ -137,7 +137,7 @@ def _cost(checkpoint: Checkpoint, route: RouteOptions) -> str:
     from coterie.models.curves import cost_text
     from coterie.models.requests import refuse_unrouted
 
-    if checkpoint.stored is None:
+    if checkpoint.stored is None or checkpoint.stored.router is None:
         refuse_unrouted(route)
         return ""
     usual = {"k": checkpoint.sites[0].top_k, **checkpoint.stored.router.options}

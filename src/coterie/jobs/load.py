@@ -152,7 +152,8 @@ def load(
     except BaseException:
         store.close()
         raise
-    most = None if checkpoint.stored is None else max(site.room for site in checkpoint.sites)
+    routed = checkpoint.stored is not None and checkpoint.stored.router is not None
+    most = None if not routed else max(site.room for site in checkpoint.sites)
     host.coterie = Residence(checkpoint, budget, store, context, batch, prefill, compiled, most)
     if host.can_generate() and checkpoint.reads_in_pieces:
         host.generation_config.prefill_chunk_size = prefill
@@ -171,7 +172,8 @@ def _host(checkpoint: Checkpoint, store: Store, blobs: Mapping[Key, Blob]) -> An
         if alike not in scratches:
             scratches[alike] = site.storage.scratch(site.dtype)
         return StoreExperts(
-            store, site.name, site.num_experts, site.shape, storage=site.storage, scratch=scratches[alike]
+            store, site.name, site.num_experts, site.shape, storage=site.storage, scratch=scratches[alike],
+            kind=site.kind,
         )  # fmt: skip
 
     return load_host(checkpoint, experts)
@@ -198,7 +200,8 @@ def _read_ahead(host: nn.Module, store: Store, make: Callable[..., Predictor]) -
 def _guess(site: MoESite, x: Tensor) -> Tensor:
     """Experts that the router of ``site`` would choose for the rows, in a list."""
     chosen = site.choices(x)
-    return chosen[chosen < site.num_true]
+    experts = site.experts_at(chosen)
+    return experts[experts < site.num_stored]
 
 
 def blobs_of(checkpoint: Checkpoint) -> dict[Key, Blob]:

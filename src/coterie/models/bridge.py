@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coterie.experts import FFN, Experts
+from coterie.experts import FFN, Experts, KindExperts
 from coterie.models.compat import OwnLayout, Reader, by_table, own_layout
 from coterie.routing import Routing
 
@@ -37,7 +37,7 @@ class ExpertsBridge(nn.Module):
     @property
     def true_experts(self) -> Experts:
         """Ours without what may be around them, such as an identity beside them."""
-        return next((part for part in self.inner.modules() if isinstance(part, FFN)), self.inner)
+        return next((part for part in self.inner.modules() if isinstance(part, FFN | KindExperts)), self.inner)
 
     def __getattr__(self, name: str) -> Any:
         """Weights by the names that transformers looks for here when it saves."""

@@ -50,7 +50,7 @@ class Checkpoint:
         compute_dtype: of the dense weights in memory and of the activations, as transformers would choose.
         dense_bytes: of dense weights and buffers in memory; tied tensors count once.
         seal: what the files were when this was opened.
-        stored: what coterie.json says of a model with routers of ours; None where transformers knows all of it.
+        stored: what coterie.json says of a model with routers or experts of ours; None where transformers knows all.
     """
 
     path: Path
@@ -89,12 +89,12 @@ class Checkpoint:
     @cached_property
     def float_bytes(self) -> int:
         """Of all experts as they are computed with: more than on disk where they are quantised."""
-        return sum(site.shape.nbytes(site.dtype, site.num_experts) for site in self.sites)
+        return sum(site.computed_bytes(site.num_experts) for site in self.sites)
 
     @cached_property
     def bytes_per_token(self) -> int:
         """What one token reads in memory: dense weights and its experts, as they are computed with."""
-        return self.dense_bytes + sum(site.shape.nbytes(site.dtype, site.top_k) for site in self.sites)
+        return self.dense_bytes + sum(site.computed_bytes(site.top_k) for site in self.sites)
 
     @property
     def num_experts(self) -> int:

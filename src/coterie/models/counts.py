@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import comb
 from typing import Any
 
 import torch
@@ -70,12 +71,23 @@ def count_parameters(model: Any) -> Parameters:
     names = part_names(model, sites)
     total = dict.fromkeys(PARTS, 0)
     active = dict.fromkeys(PARTS, 0.0)
-    share = {site.name: site.top_k / site.num_experts for site in sites}
+    share = {site.name: _share(site) for site in sites}
     for name, parameter in _once(model, names):
         part = names[name]
         total[part] += parameter.numel()
         active[part] += parameter.numel() * _met(name, part, share)
     return Parameters(total, active)
+
+
+def _share(site: MoESite) -> float:
+    """Share of a site's experts that a token meets; of routes with one expert, as if all choices were as likely."""
+    if site.experts_of is None:
+        return site.top_k / site.num_experts
+    routes, missed = len(site.experts_of), 0.0
+    for expert in range(site.num_stored):
+        others = routes - site.experts_of.count(expert)
+        missed += comb(others, site.top_k) / comb(routes, site.top_k)
+    return 1 - missed / site.num_stored
 
 
 def _once(model: nn.Module, names: Mapping[str, str]) -> list[tuple[str, nn.Parameter]]:

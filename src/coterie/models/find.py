@@ -7,8 +7,10 @@ import re
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
+from coterie.experts import Aliased
 from coterie.models.bridge import ExpertsBridge, own_of, reader_of
 from coterie.models.compat import OwnLayout, Sent, beside_text, is_experts, text_config
 
@@ -25,9 +27,10 @@ class MoESite:
         gate_name, block_name: module paths of the router and of the block that holds both.
         gate, experts: the modules there now.
         layer: number of the decoder layer.
-        num_experts: E.
+        num_experts: E, over which the gate decides: routes, where several lead to one expert.
         top_k: choices per item.
         own: how the family keeps and calls its experts, where it does so in its own way.
+        experts_of: expert of each route, where several routes lead to one; None: route r is expert r.
     """
 
     name: str
@@ -39,11 +42,24 @@ class MoESite:
     num_experts: int
     top_k: int
     own: OwnLayout | None = None
+    experts_of: tuple[int, ...] | None = None
 
     @property
     def num_true(self) -> int:
-        """Experts with weights: all but the identity that a router of ours may have beside them."""
+        """Routes to experts with weights: all but the identity that a router of ours may have beside them."""
         return self.num_experts - (getattr(self.gate, "extra_experts", 0) if _is_bridge(self.experts) else 0)
+
+    @property
+    def num_stored(self) -> int:
+        """Experts that have weights of their own."""
+        return self.num_true if self.experts_of is None else max(self.experts_of) + 1
+
+    def experts_at(self, routes: Tensor) -> Tensor:
+        """Ids of routes, `num_true` or more where there is none, to ids of experts, `num_stored` where none."""
+        if self.experts_of is None:
+            return routes.clamp(max=self.num_true)
+        table = torch.tensor((*self.experts_of, self.num_stored), device=routes.device)
+        return table[routes.clamp(max=self.num_true)]
 
     @property
     def gate_takes_rows(self) -> bool:
@@ -106,12 +122,25 @@ def _site(model: Any, modules: dict[str, nn.Module], name: str) -> MoESite | Non
     for around in (block, block.rpartition(".")[0]):
         prefix = f"{around}." if around else ""
         for child, gate in modules[around].named_children():
-            if f"{prefix}{child}" != name and _routes(gate, experts.num_experts):
+            if f"{prefix}{child}" != name and _routes(gate, _count(experts)):
                 return MoESite(
                     name, f"{prefix}{child}", around, gate, experts, _layer(name),
-                    num_experts=int(experts.num_experts), top_k=_top_k(gate, model),
+                    num_experts=_count(experts), top_k=_top_k(gate, model), experts_of=aliases_of(experts),
                 )  # fmt: skip
     return None
+
+
+def aliases_of(experts: nn.Module) -> tuple[int, ...] | None:
+    """Expert of each route of an experts module, where several routes lead to one; None where none do."""
+    if isinstance(experts, ExpertsBridge):
+        return next((part.experts_of for part in experts.modules() if isinstance(part, Aliased)), None)
+    found: tuple[int, ...] | None = getattr(experts, "experts_of", None)
+    return found
+
+
+def _count(experts: Any) -> int:
+    """Routes to an experts module."""
+    return int(getattr(experts, "num_routes", experts.num_experts))
 
 
 def _own_site(own: OwnLayout, modules: dict[str, nn.Module], name: str, block: str) -> MoESite:

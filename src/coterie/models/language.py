@@ -13,7 +13,7 @@ from coterie.models.bridge import ExpertsBridge
 from coterie.models.checkpoint import Checkpoint, ExpertSite
 from coterie.models.compat import class_without, load_dense, skeleton
 from coterie.models.find import find_sites
-from coterie.models.routed import completed
+from coterie.models.routed import aliased, completed
 from coterie.models.tensors import drop_cache
 
 
@@ -46,7 +46,7 @@ def load_host(
     drop_cache({part.path for part in checkpoint.dense.values()})
     gates = {site.name: site.gate for site in find_sites(body)}
     for site in checkpoint.sites:
-        experts = completed(factory(site), gates[site.name])
+        experts = completed(aliased(factory(site), site.experts_of), gates[site.name])
         model.set_submodule(site.name, ExpertsBridge(experts, body.get_submodule(site.name)))
     if (head := model.get_output_embeddings()) is not None:
         head.register_forward_pre_hook(_plain_strides)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from coterie.errors import CheckpointError, UnsupportedError
-from coterie.experts import FFNShape, Part, Storage, method_of, split_name
+from coterie.experts import ExpertKind, FFNShape, Part, Storage, method_of, split_name
 from coterie.experts.encoding import Plain, Turned
 from coterie.models.compat import DiskNames, Place, beside_text, ffn_shape, tied_names
 from coterie.models.dense import Dense, Encoded, check_shape, check_type
@@ -19,6 +19,9 @@ from coterie.models.requests import most_experts
 from coterie.models.site import ExpertSite, Stored
 from coterie.models.tensors import FLOATS
 from coterie.ranges import TensorRange
+
+KIND_PREFIX = "coterie."
+"""Begins the names on disk of tensors of experts that are no plain feed-forward experts."""
 
 # a parameter in memory -> the weights whose matrices lie in it below each other
 _SPLIT = {
@@ -63,6 +66,9 @@ def sort_tensors(
     outside = tuple(f"{name}." for name in beside)
     dense = Dense(state, outside, quantization, where)
     for name, part in ranges.items():
+        if name.startswith(KIND_PREFIX):
+            _add_kind(name, part, found, where)
+            continue
         place, base, role = names.place(name), name, ""
         if method is not None and not set(place.fills) & state.keys():
             base, role = split_name(name, method)
@@ -91,12 +97,26 @@ def _of_site(name: str, found: Mapping[str, _Found]) -> tuple[_Found | None, str
     return None, name
 
 
+def _add_kind(name: str, part: TensorRange, found: Mapping[str, _Found], where: str) -> None:
+    """A tensor of experts of a kind, by the name `kind_name` gives it."""
+    number, expert, weight = (name.removeprefix(KIND_PREFIX).split(".", 2) + ["", ""])[:3]
+    if not (number + expert).isdecimal() or int(number) >= len(found):
+        raise CheckpointError(f"{where} has {name!r}, which is no expert of its model. Copy or download it again.")
+    list(found.values())[int(number)].each[int(expert)][weight] = part
+
+
+def kind_name(site: int, expert: int, part: str) -> str:
+    """Name on disk of a part of an expert of a kind: the site by its number, since families rename module paths."""
+    return f"{KIND_PREFIX}{site}.{expert}.{part}"
+
+
 class _Found:
     """What of one site has turned up: part -> expert (None: stacked) -> disk name and range."""
 
     def __init__(self, live: MoESite) -> None:
         self.live = live
         self.parts: dict[str, dict[int | None, tuple[str, TensorRange]]] = defaultdict(dict)
+        self.each: dict[int, dict[str, TensorRange]] = defaultdict(dict)
         self.orders: set[str] = set()
         self.fused = self.encoded = False
 
@@ -107,7 +127,7 @@ class _Found:
 
     def add(self, weight: str, role: str, place: Place, name: str, part: TensorRange) -> None:
         if weight in _COMMON:
-            self.parts[_COMMON[weight]] = dict.fromkeys(range(self.live.num_experts), (name, part))
+            self.parts[_COMMON[weight]] = dict.fromkeys(range(self.live.num_stored), (name, part))
             return
         if place.converted and place.order == "same":
             raise UnsupportedError(
@@ -125,17 +145,19 @@ class _Found:
             weight, number = own.find(weight) or (weight, None)
             expert = number if expert is None else expert
             if expert is None:
-                part = own.stacked(part, self.live.num_experts, spares)
+                part = own.stacked(part, self.live.num_stored, spares)
             elif self.live.num_experts <= expert < self.live.num_experts + spares:
                 return
         self.parts[weight + role][expert] = (name, part)
 
     def site(self, where: str, quantization: Mapping[str, Any] | None, compute: torch.dtype) -> ExpertSite:
         """Everything checked and put in order."""
-        storage = self._storage(where, quantization)
-        stored = {name: self._stored(name, part, where) for name, part in storage.parts().items()}
-        dtype = compute if storage.quantised else FLOATS[storage.parts()["down_proj"].dtype]
         live = self.live
+        kind: ExpertKind | None = getattr(live.experts, "kind", None)
+        storage = self._storage(where, quantization) if kind is None else Storage(kind.shape, {})
+        stored = {name: self._stored(name, part, where) for name, part in storage.parts().items()}
+        each = () if kind is None else self._each(kind, where)
+        dtype = compute if storage.quantised or kind is not None else FLOATS[storage.parts()["down_proj"].dtype]
         if not 0 < live.top_k <= live.num_experts:
             raise CheckpointError(
                 f"{where} contradicts itself: config.json sends a token to {live.top_k} of {live.num_experts} experts. "
@@ -143,7 +165,36 @@ class _Found:
             )
         router = getattr(live.gate, "inner", None)
         most = 0 if router is None else most_experts(router, live.top_k)
-        return ExpertSite(live.name, live.layer, live.num_experts, live.top_k, storage, stored, dtype, most)
+        names = {name: self._names(name) for name in storage.parts()}
+        return ExpertSite(
+            live.name, live.layer, live.num_stored, min(live.top_k, live.num_stored), storage, stored, dtype, most,
+            names, live.num_experts, live.experts_of, kind, each,
+        )  # fmt: skip
+
+    def _names(self, name: str) -> str | tuple[str, ...]:
+        """What a part is called on disk: its stack, or each expert's tensor."""
+        found = self.parts[name]
+        return found[None][0] if None in found else tuple(found[e][0] for e in range(self.live.num_stored))
+
+    def _each(self, kind: ExpertKind, where: str) -> tuple[Mapping[str, TensorRange], ...]:
+        """The parts of every expert of a kind."""
+        each = []
+        for expert in range(self.live.num_stored):
+            found = self.each.get(expert, {})
+            for name, wanted in kind.parts(expert).items():
+                if name not in found:
+                    raise CheckpointError(
+                        f"{where} is incomplete: layer {self.live.layer} lacks {name} of expert {expert}. Copy or "
+                        "download it again."
+                    )
+                if Part(found[name].dtype, found[name].shape) != wanted:
+                    raise CheckpointError(
+                        f"{where} contradicts itself: {name} of expert {expert} in layer {self.live.layer} is "
+                        f"{found[name].dtype} {list(found[name].shape)}, coterie.json makes it {wanted.dtype} "
+                        f"{list(wanted.shape)}. Copy both again."
+                    )
+            each.append({name: found[name] for name in kind.parts(expert)})
+        return tuple(each)
 
     def _storage(self, where: str, quantization: Mapping[str, Any] | None) -> Storage:
         shape, first = self._shape(), {}
@@ -188,7 +239,7 @@ class _Found:
         )
 
     def _stored(self, name: str, wanted: Part, where: str) -> Stored:
-        found, count = self.parts.get(name, {}), self.live.num_experts
+        found, count = self.parts.get(name, {}), self.live.num_stored
         if None in found:
             return _checked(found[None], Part(wanted.dtype, (count, *wanted.shape)), where)
         missing = [expert for expert in range(count) if expert not in found]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from coterie.experts import FFN
+from coterie.experts import FFN, KindExperts
 from coterie.models.checkpoint import ExpertSite
 from coterie.models.tensors import read_tensor
 
 
-def resident_experts(site: ExpertSite) -> FFN:
+def resident_experts(site: ExpertSite) -> FFN | KindExperts:
     """All experts of ``site``, read from the checkpoint's byte ranges. Holds them all in memory.
 
     Computes one expert after another (the loop method), with the kernel that experts in a store use.
@@ -18,6 +18,9 @@ def resident_experts(site: ExpertSite) -> FFN:
     Raises:
         CheckpointError: a file ends before the tensor does.
     """
+    if site.kind is not None:
+        tensors = [{name: read_tensor(part) for name, part in each.items()} for each in site.each]
+        return KindExperts(site.kind, tensors).requires_grad_(False)
     with torch.device("meta"):
         experts = FFN(site.num_experts, site.shape, method="loop")
     stacks = {

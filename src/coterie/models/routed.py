@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
-import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.errors import UnsupportedError
-from coterie.experts import FFN, Experts
+from coterie.experts import Aliased, Experts
 from coterie.models.attach import Attachment, attach, session_of
 from coterie.models.bridge import ExpertsBridge
 from coterie.models.compat import register_auto, routed_config_class, routed_model_class, text_config
@@ -25,10 +20,10 @@ from coterie.models.convert import experts_from
 from coterie.models.facts import RouterFacts, router_facts
 from coterie.models.find import MoESite, find_sites
 from coterie.models.gates import family_options, take_gate
+from coterie.models.reshape import reshape
+from coterie.models.saving import saved_names, written_beside
 from coterie.models.stored import FILE, Curves, RouterSpec, Stored, check_curves, read_stored, routers_for, write_stored
 from coterie.routers import SiteShape, build_routers
-
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 __all__ = ["RouterSpec", "config_of", "route", "set_curves"]
 
@@ -59,8 +54,9 @@ def route(model: Any, spec: RouterSpec, *, keep_gate: bool = True) -> Attachment
     given = family_options(spec.name, facts, sites[0]) if keep_gate and not _is_routed(model) else {}
     if "normalise" in spec.options:  # a factor belongs to a way to normalise
         given.pop("scale", None)
-    stored = Stored(RouterSpec(spec.name, {**given, **spec.options}), {}, facts.as_record())
-    routers = build_routers(stored.router.name, _shapes(model, sites), stored.router.options)
+    kept = Stored.from_record(config_of(model), FILE) if hasattr(model.config, "coterie") else Stored(None)
+    stored = replace(kept, router=RouterSpec(spec.name, {**given, **spec.options}), curves={}, base=facts.as_record())
+    routers = build_routers(spec.name, _shapes(model, sites), {**given, **spec.options})
     for site, router in zip(sites, routers, strict=True):
         like = next(site.gate.parameters(), next(model.parameters()))
         router.to(like.device).train(site.gate.training)
@@ -103,10 +99,13 @@ class Routed:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         if (record := getattr(config, "coterie", None)) is not None:
             stored = Stored.from_record(record, FILE)
+            if stored.experts:
+                reshape(self, stored.experts, FILE)
             sites = tuple(find_sites(self))
-            routers = routers_for(stored.router, _shapes(self, sites), FILE, sites[0].gate)
-            by_name = {site.name: router for site, router in zip(sites, routers, strict=True)}
-            attach(self, router=lambda site, old: by_name[site.name])
+            if stored.router is not None:
+                routers = routers_for(stored.router, _shapes(self, sites), FILE, sites[0].gate)
+                by_name = {site.name: router for site, router in zip(sites, routers, strict=True)}
+                attach(self, router=lambda site, old: by_name[site.name])
             for site in sites:  # a block's own initialisation would reach for the gate it no longer has
                 self.get_submodule(site.block_name)._is_hf_initialized = True  # type: ignore[attr-defined]
 
@@ -117,6 +116,7 @@ class Routed:
         Raises:
             CheckpointError: something is missing, or of another shape or format; says what.
         """
+        checkpoint = None
         if path is not None:
             from coterie.models.checkpoint import open_checkpoint
 
@@ -126,7 +126,7 @@ class Routed:
         loaded = super().from_pretrained(path, *args, config=config, **kwargs)  # type: ignore[misc]
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         _place(model)
-        _give_experts(model)
+        _give_experts(model, _kinds(checkpoint))
         return loaded
 
     @classmethod
@@ -138,8 +138,8 @@ class Routed:
     def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> None:
         """As in transformers, with coterie.json. Written beside, then moved into place."""
         push, target = kwargs.pop("push_to_hub", False), Path(save_directory)
-        named = _saved_names(self, self.state_dict() if state_dict is None else state_dict)  # type: ignore[attr-defined]
-        with _written_beside(target) as part:
+        named = saved_names(self, self.state_dict() if state_dict is None else state_dict)  # type: ignore[attr-defined]
+        with written_beside(target) as part:
             super().save_pretrained(part, *args, state_dict=named, **kwargs)  # type: ignore[misc]
             if kwargs.get("is_main_process", True):
                 write_stored(part, Stored.from_record(self.config.coterie, FILE))
@@ -236,7 +236,8 @@ def _shapes(model: Any, sites: tuple[MoESite, ...]) -> list[SiteShape]:
 
 
 def _is_routed(model: Any) -> bool:
-    return isinstance(getattr(model.config, "coterie", None), dict)
+    record = getattr(model.config, "coterie", None)
+    return isinstance(record, dict) and record.get("router") is not None
 
 
 def _is_routed_class(kind: type) -> bool:
@@ -255,23 +256,39 @@ def _place(model: Any) -> None:
             parameter.data = parameter.data.clone()
 
 
-def _give_experts(model: Any) -> Attachment | None:
+def _give_experts(model: Any, kinds: Mapping[str, Experts] | None = None) -> Attachment | None:
     """Our experts in place of the family's, sharing their weights, where ours compute the same and there is memory."""
     sites = find_sites(model)
-    if not sites or any(parameter.is_meta for site in sites for parameter in site.experts.parameters()):
+    if not sites or any(parameter.is_meta for parameter in model.parameters()):
         return None
-    extra = any(getattr(site.gate, "extra_experts", 0) for site in sites)
+    needed = any(getattr(site.gate, "extra_experts", 0) or site.experts_of is not None for site in sites)
     try:
-        return attach(model, experts=_ours)
+        return attach(model, experts=lambda site, old: _ours(site, old, kinds or {}))
     except UnsupportedError:
-        if extra:  # only ours can give an item back
+        if needed or kinds:  # only ours can give an item back, and lead several routes to one expert
             raise
         return None
 
 
-def _ours(site: MoESite, old: nn.Module) -> Experts:
-    inner = old.true_experts if isinstance(old, ExpertsBridge) else experts_from(old)
-    return completed(inner, site.gate)
+def _ours(site: MoESite, old: nn.Module, kinds: Mapping[str, Experts]) -> Experts:
+    inner = kinds.get(site.name)
+    if inner is None:
+        inner = old.true_experts if isinstance(old, ExpertsBridge) else experts_from(old)
+    return completed(aliased(inner, site.experts_of), site.gate)
+
+
+def _kinds(checkpoint: Any) -> dict[str, Experts]:
+    """The experts that transformers' loader cannot read, read."""
+    if checkpoint is None or not any(site.kind is not None for site in checkpoint.sites):
+        return {}
+    from coterie.models.resident import resident_experts
+
+    return {site.name: resident_experts(site) for site in checkpoint.sites if site.kind is not None}
+
+
+def aliased(experts: Experts, experts_of: tuple[int, ...] | None) -> Experts:
+    """``experts`` behind the routes that lead to them, where several lead to one."""
+    return experts if experts_of is None else Aliased(experts, experts_of)
 
 
 def completed(experts: Experts, gate: Any) -> Experts:
@@ -281,45 +298,3 @@ def completed(experts: Experts, gate: Any) -> Experts:
     from coterie.experts import with_identity
 
     return with_identity(experts)
-
-
-def _saved_names(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state under the names of the family's own modules."""
-    names = {}
-    for site in find_sites(model):
-        if isinstance(site.experts, ExpertsBridge):
-            path = next((name for name, part in site.experts.named_modules() if isinstance(part, FFN)), "inner")
-            names[f"{site.name}.{path}."] = f"{site.name}."
-    saved = {}
-    for name, tensor in state.items():
-        prefix = next((prefix for prefix in names if name.startswith(prefix)), None)
-        saved[name if prefix is None else names[prefix] + name.removeprefix(prefix)] = tensor
-    return saved
-
-
-@contextmanager
-def _written_beside(target: Path) -> Iterator[Path]:
-    """A directory to fill; what is in it replaces what ``target`` has of those names, config.json last."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield part
-        target.mkdir(exist_ok=True)
-        files = sorted(part.iterdir(), key=lambda file: (file.name == "config.json", file.name == FILE, file.name))
-        weights = {file.name for file in files if file.suffix == ".safetensors"}
-        for file in files:
-            os.replace(file, target / file.name)
-        _drop_old(target, weights)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _drop_old(target: Path, weights: set[str]) -> None:
-    """Weights of an earlier save that is gone: another number of shards, whose index would be read first."""
-    if not weights:
-        return
-    for file in target.glob("model*.safetensors"):
-        if file.name not in weights and _WEIGHTS.fullmatch(file.name):
-            file.unlink()
-    if "model.safetensors" in weights:
-        (target / "model.safetensors.index.json").unlink(missing_ok=True)

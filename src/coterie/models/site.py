@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from coterie.experts import FFNShape, Storage
+from coterie.experts import ExpertKind, FFNShape, Storage
 from coterie.ranges import TensorRange
 
 # one [E, ...] tensor, or one tensor per expert
@@ -28,6 +28,11 @@ class ExpertSite:
             weights of `coterie.experts.expert_forward`.
         dtype: of the weights as they are computed with.
         most: experts that memory must be there for per item; 0: ``top_k``.
+        names: part name -> name on disk, of the stack or of each expert's tensor.
+        routes: R, over which the gate decides; 0: ``num_experts``.
+        experts_of: expert of each route, where several routes lead to one expert; None: route r is expert r.
+        kind: what the experts are, where they are not plain feed-forward experts; ``each`` then has their parts.
+        each: of a kind, part name -> where it lies, for every expert.
     """
 
     name: str
@@ -38,6 +43,16 @@ class ExpertSite:
     stored: Mapping[str, Stored] = field(repr=False)
     dtype: torch.dtype
     most: int = 0
+    names: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict, repr=False)
+    routes: int = 0
+    experts_of: tuple[int, ...] | None = field(default=None, repr=False)
+    kind: ExpertKind | None = field(default=None, repr=False)
+    each: tuple[Mapping[str, TensorRange], ...] = field(default=(), repr=False)
+
+    @property
+    def num_routes(self) -> int:
+        """R: rows of the gate."""
+        return self.routes or self.num_experts
 
     @property
     def room(self) -> int:
@@ -52,6 +67,8 @@ class ExpertSite:
     def parts(self, expert: int) -> dict[str, TensorRange]:
         """Part name -> byte range of one expert's tensors, in the order they are computed with."""
         assert 0 <= expert < self.num_experts, (self.name, expert)
+        if self.kind is not None:
+            return dict(self.each[expert])
         return {
             name: at.slice(expert) if isinstance(at, TensorRange) else at[expert] for name, at in self.stored.items()
         }
@@ -60,7 +77,15 @@ class ExpertSite:
         """Bytes of one expert on disk."""
         return sum(part.nbytes for part in self.parts(expert).values())
 
+    def computed_bytes(self, experts: int) -> int:
+        """Bytes of so many experts (the largest) as they are computed with."""
+        if self.kind is None:
+            return self.shape.nbytes(self.dtype, experts)
+        return sum(sorted((self.kind.nbytes(e) for e in range(self.num_experts)), reverse=True)[:experts])
+
     def ranges(self) -> Iterator[TensorRange]:
         """Every tensor of the site on disk, once: experts may have one in common."""
+        for parts in self.each:
+            yield from parts.values()
         for at in self.stored.values():
             yield from (at,) if isinstance(at, TensorRange) else dict.fromkeys(at)

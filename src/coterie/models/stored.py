@@ -18,7 +18,7 @@ from coterie.models.compat import BASE, MODEL_TYPE, family_config_class, no_base
 from coterie.models.shards import read_json
 from coterie.routers import PRESETS, SiteShape, build_routers
 
-FILE, FORMAT = "coterie.json", 1
+FILE, FORMAT = "coterie.json", 2
 
 Curves = Mapping[str, Any]
 
@@ -40,26 +40,89 @@ class RouterSpec:
 
 
 @dataclass(frozen=True)
+class SiteExperts:
+    """The experts of one layer, where config.json cannot say them.
+
+    Attributes:
+        experts: E, how many there are.
+        routes: R, rows of the gate.
+        experts_of: expert of each route, where several routes lead to one; None: route r is expert r.
+        inner: inner width of each, where it is not that of config.json.
+        kind: ``{"name": ..., ...}`` of experts that are no plain feed-forward experts, as
+            `coterie.experts.ExpertKind.as_record` has it.
+    """
+
+    experts: int
+    routes: int
+    experts_of: tuple[int, ...] | None = None
+    inner: int | None = None
+    kind: Mapping[str, Any] | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """A JSON table."""
+        aliases = None if self.experts_of is None else list(self.experts_of)
+        return {
+            "experts": self.experts, "routes": self.routes, "experts_of": aliases, "inner": self.inner,
+            "kind": None if self.kind is None else dict(self.kind),
+        }  # fmt: skip
+
+    @classmethod
+    def from_record(cls, record: Any, where: str) -> SiteExperts:
+        """What `as_record` made, checked.
+
+        Raises:
+            CheckpointError: a field is missing or of another kind, or contradicts another.
+        """
+        if not isinstance(record, dict):
+            raise CheckpointError(f"{where}: a layer's experts are {record!r}, not a table. Copy the file again.")
+        experts, routes = _field(record, "experts", int, where), _field(record, "routes", int, where)
+        aliases, inner, kind = record.get("experts_of"), record.get("inner"), record.get("kind")
+        leads = range(routes) if aliases is None else aliases
+        if (
+            experts < 1
+            or not isinstance(leads, list | range)
+            or not all(isinstance(expert, int) and 0 <= expert < experts for expert in leads)
+            or len(leads) != routes
+            or set(leads) != set(range(experts))
+            or not isinstance(inner, int | None)
+            or not isinstance(kind, dict | None)
+        ):
+            raise CheckpointError(
+                f"{where} contradicts itself: {routes} routes to {experts} experts by the map {aliases}. Copy the file "
+                "again, or save the model again."
+            )
+        return cls(experts, routes, None if aliases is None else tuple(aliases), inner, kind)
+
+
+@dataclass(frozen=True)
 class Stored:
     """What coterie.json says, besides its format and who wrote it.
 
     Attributes:
-        router: with all options in full, so that loading needs to know nothing of the model it was made from.
+        router: with all options in full, so that loading needs to know nothing of the model it was made from; None
+            where the family's own gates decide.
         curves: option -> [[value, measure], ...], as measured; ``measure`` names the unit.
         base: how the gates of the model decided before, as `coterie.models.RouterFacts` has it.
+        experts: module path of the experts -> what they are; empty where config.json says it.
+        method: how the model was made of another, for people.
     """
 
-    router: RouterSpec
+    router: RouterSpec | None
     curves: Curves = field(default_factory=dict)
     base: Mapping[str, Any] = field(default_factory=dict)
+    experts: Mapping[str, SiteExperts] = field(default_factory=dict)
+    method: Mapping[str, Any] = field(default_factory=dict)
 
     def as_record(self) -> dict[str, Any]:
         """A JSON table."""
-        router = {"name": self.router.name, "options": dict(self.router.options)}
-        return {
-            "format": FORMAT, "coterie": __version__, "router": router, "curves": dict(self.curves),
-            "base": dict(self.base),
+        router = None if self.router is None else {"name": self.router.name, "options": dict(self.router.options)}
+        record = {
+            "format": 1, "coterie": __version__, "router": router, "curves": dict(self.curves), "base": dict(self.base)
         }  # fmt: skip
+        if not self.experts:
+            return record
+        experts = {site: each.as_record() for site, each in self.experts.items()}
+        return record | {"format": FORMAT, "experts": experts, "method": dict(self.method)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], where: str) -> Stored:
@@ -69,10 +132,19 @@ class Stored:
             CheckpointError: of a newer format, a field is missing or of another kind, or a router that is not known.
         """
         _check_format(record.get("format"), str(record.get("coterie", "another version")), where)
-        router = _field(record, "router", dict, where)
-        spec = RouterSpec(_field(router, "name", str, where), _field(router, "options", dict, where))
+        experts = {
+            str(site): SiteExperts.from_record(each, f"{where}: {site}")
+            for site, each in (_field(record, "experts", dict, where) if "experts" in record else {}).items()
+        }
+        method = record.get("method") if isinstance(record.get("method"), dict) else {}
+        router = None
+        if record.get("router") is not None or not experts:
+            router = _field(record, "router", dict, where)
+        spec = None if router is None else RouterSpec(
+            _field(router, "name", str, where), _field(router, "options", dict, where)
+        )  # fmt: skip
         curves, base = _field(record, "curves", dict, where), _field(record, "base", dict, where)
-        if spec.name not in PRESETS:
+        if spec is not None and spec.name not in PRESETS:
             raise CheckpointError(
                 f"{where} routes by {spec.name!r}, which Coterie {__version__} does not know; it has: "
                 f"{', '.join(PRESETS)}. Type: pip install -U coterie"
@@ -81,7 +153,7 @@ class Stored:
             check_curves(curves)
         except OptionError as error:
             raise CheckpointError(f"{where}: {error} Measure them again, or delete them from the file.") from error
-        return cls(spec, curves, base)
+        return cls(spec, curves, base, experts, method or {})
 
 
 def is_routed(config: Mapping[str, Any]) -> bool:

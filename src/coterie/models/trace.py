@@ -84,9 +84,9 @@ class Recording:
             return
         indices, weights = (table.detach().cpu() for table in sent.table())
         logits = self._logits.pop(site.name, None)
-        indices = indices.clamp(max=site.num_true)  # an identity is no expert that anybody has to read
+        chosen = indices.clamp(max=site.num_true)  # an identity is no expert that anybody has to read
         self._heard[site.name] = Routing.from_padded(
-            weights, indices, site.num_true, chosen=indices.long(),
+            weights, site.experts_at(chosen), site.num_stored, chosen=chosen.long(),
             logits=logits if logits is not None and len(logits) == len(indices) else None,
         )  # fmt: skip
 
@@ -170,7 +170,7 @@ def _joined(parts: list[Routing]) -> Routing:
         torch.cat([p.weight for p in parts]),
         starts[-1],
         parts[0].num_experts,
-        chosen=_stacked([p.chosen for p in parts if p.chosen is not None], parts[0].num_experts),
+        chosen=_stacked([p.chosen for p in parts if p.chosen is not None], parts[0].num_routes),
         logits=torch.cat(logits) if len(logits) == len(parts) else None,
     )
 

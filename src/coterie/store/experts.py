@@ -11,6 +11,7 @@ from torch import Tensor
 from coterie.errors import StoreError
 from coterie.experts.base import Experts
 from coterie.experts.ffn import expert_forward
+from coterie.experts.kinds import ExpertKind
 from coterie.experts.quantized import Storage
 from coterie.experts.shape import FFNShape
 from coterie.ops.dispatch import dispatch, group_by_expert
@@ -35,6 +36,7 @@ class StoreExperts(Experts):
         compiled: as `expert_forward` has it.
         storage: how an expert's weights are made of the tensors in its blob; None: they are the weights.
         scratch: where they are made, one expert after another; sites that never compute at once may share it.
+        kind: what the experts are, where they are no plain feed-forward experts.
     """
 
     def __init__(
@@ -48,12 +50,13 @@ class StoreExperts(Experts):
         compiled: bool = False,
         storage: Storage | None = None,
         scratch: Mapping[str, Tensor] | None = None,
+        kind: ExpertKind | None = None,
     ) -> None:
         super().__init__()
         self.store, self.site, self.num_experts, self.shape = store, site, num_experts, shape
         self.prefetcher, self.compiled = prefetcher, compiled
         self.storage = storage if storage is not None and storage.quantised else None
-        self.scratch = scratch
+        self.scratch, self.kind = scratch, kind
 
     def rows(self, x: Tensor, routing: Routing) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
@@ -68,9 +71,15 @@ class StoreExperts(Experts):
             if self.prefetcher is not None:
                 self.prefetcher.after(self.site, [key.expert for key in hit], x)
             for key, parts in lease:
-                weights = parts if self.storage is None else self.storage.weights(parts, sent.dtype, self.scratch)
-                rows[hit[key]] = expert_forward(sent[hit[key]], weights, self.shape, compiled=self.compiled)
+                rows[hit[key]] = self._computed(sent[hit[key]], parts)
         return rows
+
+    def _computed(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        """[n, D] through one expert."""
+        if self.kind is not None:
+            return self.kind.forward(x, parts)
+        weights = parts if self.storage is None else self.storage.weights(parts, x.dtype, self.scratch)
+        return expert_forward(x, weights, self.shape, compiled=self.compiled)
 
     def visit(
         self, experts: Sequence[int], dtype: torch.dtype | None = None
@@ -94,7 +103,7 @@ class StoreExperts(Experts):
         """A copy reads the same store: its weights never change, so there is nothing to copy."""
         return StoreExperts(
             self.store, self.site, self.num_experts, self.shape, self.prefetcher, compiled=self.compiled,
-            storage=self.storage, scratch=self.scratch,
+            storage=self.storage, scratch=self.scratch, kind=self.kind,
         )  # fmt: skip
 
     def extra_repr(self) -> str:

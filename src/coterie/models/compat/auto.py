@@ -35,8 +35,9 @@ def routed_config_class(base: type) -> type:
 def routed_model_class(base: type, mixin: type) -> type:
     """``mixin`` before a family's model class, in the family's module, where transformers looks for what it can do."""
     config = routed_config_class(base.config_class)  # type: ignore[attr-defined]
+    unread = [*(getattr(base, "_keys_to_ignore_on_load_unexpected", None) or []), r"^coterie\."]  # read by us
     members = {
-        "__module__": base.__module__, "config_class": config,
+        "__module__": base.__module__, "config_class": config, "_keys_to_ignore_on_load_unexpected": unread,
         "__doc__": f"{base.__name__} with routers of Coterie, which it saves and loads.",
     }  # fmt: skip
     return type(f"Routed{base.__name__}", (mixin, base), members)
