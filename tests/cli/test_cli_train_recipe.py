@@ -216,9 +216,11 @@ def test_padding_in_the_text_is_text_like_any_other(coterie, place):
         (["pocket", "--text", "notes.txt", "--rate", "1"], "--rate"),
         (["top-p", "--out", "notes.txt"], "exists already"),
         (["top-p", "--resume", "--out", "own"], "no finished checkpoint"),
+        (["mine.yaml", "--out", "/proc/own"], "cannot be written"),
     ],
 )
 def test_options_that_do_not_go_together(coterie, place, arguments, said):
+    recipe(place)
     result = coterie("train", *arguments)
     assert result.exit_code == 2
     assert result.stderr.startswith("Error: ")

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import gzip
+from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coterie.errors import OptionError
-from coterie.training.text import SPLITS, read_domains, read_text
+from coterie.training.text import SPLITS, python_sources, read_domains, read_text, split_text
 
 
 @pytest.fixture
@@ -72,3 +75,25 @@ def test_what_is_not_there_is_said_with_what_is(folder, tmp_path):
         read_domains(tmp_path / "bare")
     with pytest.raises(OptionError, match=r"holds no \.txt"):
         read_text([tmp_path / "bare"])
+
+
+@given(st.text(min_size=1, max_size=3000), st.sampled_from([0.05, 0.1, 0.3, 0.5]))
+def test_a_text_is_split_without_loss(text, share):
+    learn, unseen = split_text(text, share)
+    assert Counter(learn + unseen) == Counter(text)
+    if len(text) >= 200:
+        assert len(unseen) / len(text) == pytest.approx(share, abs=share / 2)
+
+
+def test_what_is_measured_on_is_spread_over_the_text():
+    text = "".join(chr(0x100 + place // 1000) for place in range(100_000))
+    _, unseen = split_text(text, 0.05)
+    assert len(set(unseen)) > 4
+    assert unseen[0] < chr(0x100 + 20) < chr(0x100 + 80) < unseen[-1]
+
+
+def test_every_machine_with_python_has_text():
+    text = python_sources(20_000)
+    assert text == python_sources(20_000)
+    assert len(text) >= 20_000
+    assert "def " in text

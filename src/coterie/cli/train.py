@@ -113,6 +113,8 @@ def train(
                 told = _by_recipe(recipe, changes, target, resume, progress)
     except KeyboardInterrupt:
         stop(_how_to_go_on(target), INTERRUPTED)
+    except OSError as error:
+        raise OptionError(f"{target} cannot be written: {error}. Choose another --out, or make room.") from error
     if not quiet:
         print(f'{told} Try: coterie run {target} "Once"', file=sys.stderr)
 

@@ -36,7 +36,8 @@ def fit(
 
     Args:
         model: a causal transformers model. Its losses are computed here, from its logits; where it has routers of
-            ours (`coterie.models.route`, `coterie.models.attach`), with theirs.
+            ours (`coterie.models.route`, `coterie.models.attach`), with theirs. The routers that transformers gives a
+            model have none here: route it by ``top_k`` to balance it.
         data: ``options.steps * options.accumulate * options.batch`` items in order: input_ids and labels [N], and
             attention_mask where there is padding.
         options: how to train.

@@ -8,7 +8,7 @@ from pathlib import Path
 from coterie.errors import OptionError
 from coterie.training.trainer import LOG, last_checkpoint
 
-RECIPE = "recipe.json"
+RECIPE, FINISHED = "recipe.json", "finished"
 
 
 def work_of(out: Path) -> Path:
@@ -35,7 +35,9 @@ def check_places(out: Path, work: Path, resume: bool) -> None:
 
 def _clear(work: Path) -> None:
     """Remove what a run left that was stopped before its first checkpoint, and nothing else."""
-    ours = [path for path in work.iterdir() if path.name in (LOG, RECIPE) or path.name.startswith("checkpoint-")]
+    ours = [
+        path for path in work.iterdir() if path.name in (LOG, RECIPE, FINISHED) or path.name.startswith("checkpoint-")
+    ]
     if foreign := sorted(set(work.iterdir()) - set(ours)):
         raise OptionError(f"{foreign[0]} is in the way: {work} is for checkpoints. Move it, or choose another --out.")
     shutil.rmtree(work)

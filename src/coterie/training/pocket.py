@@ -15,7 +15,7 @@ from coterie.errors import OptionError
 from coterie.models.compat import quiet
 from coterie.training.card import finish, read_sources
 from coterie.training.measure import cross_entropy
-from coterie.training.places import check_places
+from coterie.training.places import FINISHED, check_places
 from coterie.training.text import SPLITS, Corpus, read_domains
 from coterie.training.tokens import token_ids, train_tokenizer
 from coterie.training.trainer import LOG, Options, Progress, language_trainer, train_from
@@ -91,7 +91,7 @@ def train_pocket(
     work.mkdir(parents=True, exist_ok=True)
     with torch.enable_grad():
         model = _train(tokenizer, streams, recipe, work, resume, progress)
-    scratch = work / "finished"
+    scratch = work / FINISHED
     shutil.rmtree(scratch, ignore_errors=True)
     save(model, tokenizer, scratch)
     finish(scratch, work, corpus, streams, recipe, origin)

@@ -15,6 +15,7 @@ from coterie.training.recipe import PYTHON, Recipe
 from coterie.training.text import python_sources, read_text, split_text
 from coterie.training.tokens import token_ids, train_tokenizer
 
+_HELD = 200_000  # characters that are measured on at most: each measurement reads all of them
 _BYTES = 258  # entries: every byte, an end, padding
 
 
@@ -46,6 +47,7 @@ def read_for(recipe: Recipe) -> Reading:
         raise OptionError("There is no text to learn from. Write data: text in the recipe, or give --text.")
     text = "\n\n".join(python_sources() if path == PYTHON else read_text([path]) for path in words.text)
     learn, held = split_text(text, words.validation)
+    held = held[:_HELD]
     tokenizer = _tokenizer(recipe, learn)
     train, unseen = token_ids(learn, tokenizer), token_ids(held, tokenizer)
     least = 2 * words.length

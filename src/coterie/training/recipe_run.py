@@ -24,7 +24,7 @@ from coterie.training.curve import Worth, measure_curve, worth
 from coterie.training.fit import fit
 from coterie.training.model_for import model_for
 from coterie.training.objective import Objective
-from coterie.training.places import RECIPE, check_places, work_of
+from coterie.training.places import FINISHED, RECIPE, check_places, work_of
 from coterie.training.reading import Reading, read_for
 from coterie.training.recipe import Recipe
 from coterie.training.residual import residual_dropout
@@ -202,7 +202,7 @@ def _curves(model: Any, recipe: Recipe, reading: Reading, say: Say) -> dict[str,
 
 
 def _save(outcome: Outcome, tokenizer: Any, work: Path, out: Path) -> None:
-    scratch = work / "finished"
+    scratch = work / FINISHED
     shutil.rmtree(scratch, ignore_errors=True)
     with quiet():
         outcome.model.save_pretrained(scratch)

@@ -16,7 +16,7 @@ __all__ = ["add_saliency"]
 
 
 def add_saliency(model: Any, collection: ChannelCollection, ids: Tensor) -> float:
-    """Run ``model`` over ``ids`` and add |activation x gradient| of every channel to ``collection`` (as LLaMA-MoE does).
+    """Run ``model`` over ``ids`` and add |activation x gradient| of every channel to ``collection``, as LLaMA-MoE does.
 
     The gradient is that of the summed loss of next tokens, so that the score of a token does not depend on how many
     are read at once. Inside `coterie.models.collect_channels`, which hears the activations of the same forward.

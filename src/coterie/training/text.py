@@ -49,7 +49,7 @@ def python_sources(size: int = 2_000_000) -> str:
 
 def split_text(text: str, share: float) -> tuple[str, str]:
     """What to learn from and what to measure on: ``share`` of the text, in blocks spread evenly over it."""
-    size = max(1, min(1 << 14, int(len(text) * share)))
+    size = max(1, min(1 << 14, int(len(text) * share / 8)))
     parts: tuple[list[str], list[str]] = ([], [])
     for number, at in enumerate(range(0, len(text), size)):
         parts[int((number + 1) * share + 1e-9) - int(number * share + 1e-9)].append(text[at : at + size])
