@@ -106,11 +106,11 @@ class Channels:
     """The channels of every layer of a model that was cut.
 
     Attributes:
-        layers: number of the decoder layer -> its channels.
+        layers: module path of the dense feed-forward, such as "model.layers.0.mlp" -> its channels.
         about: how they were chosen: method, seed, domains, ``model`` (its fingerprint); words, numbers, lists.
     """
 
-    layers: Mapping[int, LayerChannels]
+    layers: Mapping[str, LayerChannels]
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
@@ -118,10 +118,10 @@ class Channels:
         from safetensors.torch import save_file
 
         tensors, inner = {}, {}
-        for number, layer in self.layers.items():
-            tensors[f"layers.{number}.{_SHARED}"] = layer.shared.to(torch.int32).contiguous()
-            tensors[f"layers.{number}.{_OWN}"] = layer.own.to(torch.int32).contiguous()
-            inner[str(number)] = layer.inner
+        for name, layer in self.layers.items():
+            tensors[f"{name}.{_SHARED}"] = layer.shared.to(torch.int32).contiguous()
+            tensors[f"{name}.{_OWN}"] = layer.own.to(torch.int32).contiguous()
+            inner[name] = layer.inner
         metadata = {"format": _FORMAT, "about": json.dumps(dict(self.about)), "inner": json.dumps(inner)}
         save_file(tensors, str(path), metadata)
 
@@ -138,12 +138,12 @@ class Channels:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
-                    raise CheckpointError(f"{path} is no file of channels. Make one with: coterie split MODEL --out DIR")
+                    raise CheckpointError(f"{path} is no file of channels. coterie split makes one.")
                 tensors = {name: file.get_tensor(name).long() for name in file.keys()}  # noqa: SIM118
             inner = json.loads(metadata["inner"])
             layers = {
-                int(number): LayerChannels(tensors[f"layers.{number}.{_SHARED}"], tensors[f"layers.{number}.{_OWN}"], f)
-                for number, f in inner.items()
+                name: LayerChannels(tensors[f"{name}.{_SHARED}"], tensors[f"{name}.{_OWN}"], each)
+                for name, each in inner.items()
             }
             return cls(layers, json.loads(metadata["about"]))
         except (OSError, SafetensorError, ValueError, KeyError, OptionError) as error:

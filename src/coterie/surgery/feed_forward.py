@@ -98,9 +98,9 @@ class FeedForward:
         return torch.zeros_like(self.activity, dtype=torch.bool).scatter_(1, top, True)
 
     def importance(self) -> Tensor:
-        """[F] float32: how much a channel does: mean |activation| times what it writes; from weights alone without text.
+        """[F] float32: how much a channel does: mean |activation| on the text times the length of what it writes.
 
-        The text where it was seen; else the product of the lengths of what the channel reads and writes.
+        Without a text, the product of the lengths of what it reads and writes.
         """
         written = self.weights["down_proj"].float().norm(dim=0)
         if self.overall is not None:
