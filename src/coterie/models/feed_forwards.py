@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from coterie.errors import OptionError, UnsupportedError
+from coterie.models.channel_statistics import FFNStatistics
+from coterie.models.channel_sums import FFNSums
 from coterie.models.collect import SAMPLE
 from coterie.models.compat import text_config
 from coterie.models.items import items_of
-from coterie.models.statistics import FFNStatistics
-from coterie.models.sums import FFNSums
 
 __all__ = ["ChannelCollection", "FFNSite", "collect_channels", "find_ffns"]
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from coterie.errors import CheckpointError, OptionError
-from coterie.models.statistics import ChannelUse, DomainUse, FFNStatistics, SiteStatistics, Statistics
+from coterie.models.channel_statistics import ChannelUse, FFNStatistics
+from coterie.models.statistics import DomainUse, SiteStatistics, Statistics
 
 _KIND, _VERSION = "Statistics", "1"
 _AGAIN = "Collect them again: coterie trace MODEL --text FILE --statistics FILE"

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from coterie.errors import CheckpointError
-from coterie.models.statistics import ChannelUse, DomainUse, FFNStatistics, SiteStatistics, pack_bits
+from coterie.models.channel_statistics import ChannelUse
+from coterie.models.statistics import DomainUse, SiteStatistics
 
 _Counted = TypeVar("_Counted", DomainUse, ChannelUse)
 
@@ -137,7 +138,7 @@ class SiteSums:
             per_token(channel, usage), self.sample["inputs"], self.sample_output, self.sample_channel,
             logit_gram=self._gram,
             logit_mean=None if self._gram is None else (self._logit / max(1, self._logit_tokens)).float(),
-            logit_tokens=self._logit_tokens, experts_of=self.experts_of, domains=_named(uses),
+            logit_tokens=self._logit_tokens, experts_of=self.experts_of, domains=named(uses),
         )  # fmt: skip
         check_finite(self.name, made.output_norm, made.channel, made.sample_output, made.sample_channel)
         return made
@@ -145,77 +146,6 @@ class SiteSums:
     def _use(self, domain: str) -> _Use:
         if domain not in self._uses:
             self._uses[domain] = _Use(self._experts, self._inner)
-        return self._uses[domain]
-
-
-class _Channels:
-    """Counts of one domain in a dense feed-forward."""
-
-    def __init__(self, inner: int) -> None:
-        self.tokens = 0
-        self.channel, self.gradient = torch.zeros(inner, dtype=torch.float64), torch.zeros(inner, dtype=torch.float64)
-        self.top = torch.zeros(inner, dtype=torch.int64)
-
-
-class FFNSums:
-    """Sums of one dense feed-forward.
-
-    Args:
-        name, layer: as of `FFNStatistics`.
-        inner: F.
-        top_fraction: of the channels that count as active in a token.
-        sample: n.
-    """
-
-    def __init__(self, name: str, layer: int, inner: int, top_fraction: float, sample: int) -> None:
-        self.name, self.layer, self.inner, self.top_fraction = name, layer, inner, top_fraction
-        self.sample = Sample(sample)
-        self.with_gradient = False
-        self._count = max(1, round(top_fraction * inner))
-        self._uses: dict[str, _Channels] = {}
-
-    def add_activations(self, domain: str, hidden: Tensor, inputs: Tensor, priority: Tensor) -> None:
-        """Activations [T, F], what made them [T, D], and priorities [T] in the sample; padding left out."""
-        size = hidden.abs()
-        top = size.topk(self._count, dim=1).indices
-        active = torch.zeros_like(size, dtype=torch.bool).scatter_(1, top, True)
-        use = self._use(domain)
-        use.tokens += len(hidden)
-        use.channel += magnitude(hidden).double()
-        use.top += active.sum(0).cpu()
-        self.sample.offer(priority, inputs=inputs, active=active)
-
-    def add_gradient(self, domain: str, product: Tensor) -> None:
-        """Activation times gradient [T, F]."""
-        self.with_gradient = True
-        self._use(domain).gradient += magnitude(product).double()
-
-    def frozen(self) -> FFNStatistics:
-        """The statistics so far.
-
-        Raises:
-            CheckpointError: they are not finite.
-        """
-        uses = list(self._uses.values())
-        tokens = sum(use.tokens for use in uses)
-        channel = torch.stack([use.channel for use in uses]).sum(0) / max(1, tokens)
-        top = torch.stack([use.top for use in uses]).sum(0) / max(1, tokens)
-        gradient = torch.stack([use.gradient for use in uses]).sum(0) / max(1, tokens) if self.with_gradient else None
-        check_finite(self.name, channel, *([] if gradient is None else [gradient]))
-        return FFNStatistics(
-            self.name, self.layer, tokens, channel.float(), top.float(), self.top_fraction, self.sample["inputs"],
-            pack_bits(self.sample["active"]), None if gradient is None else gradient.float(),
-            _named({name: self._of_domain(use) for name, use in self._uses.items()}),
-        )  # fmt: skip
-
-    def _of_domain(self, use: _Channels) -> ChannelUse:
-        count = max(1, use.tokens)
-        gradient = (use.gradient / count).float() if self.with_gradient else None
-        return ChannelUse(use.tokens, (use.channel / count).float(), (use.top / count).float(), gradient)
-
-    def _use(self, domain: str) -> _Channels:
-        if domain not in self._uses:
-            self._uses[domain] = _Channels(self.inner)
         return self._uses[domain]
 
 
@@ -248,6 +178,6 @@ def not_finite(where: str) -> str:
     )
 
 
-def _named(uses: Mapping[str, _Counted]) -> dict[str, _Counted]:
+def named(uses: Mapping[str, _Counted]) -> dict[str, _Counted]:
     """Those of domains; text that was given without one has no name."""
     return {name: use for name, use in uses.items() if name}
