@@ -3,10 +3,12 @@
 from coterie.experts.aliased import Aliased
 from coterie.experts.base import Experts
 from coterie.experts.encoding import Encoding, Part
+from coterie.experts.factored import Factored, Factors
 from coterie.experts.few_rows import Compile, few_rows, has_few, kernel_problem, wants_kernel
 from coterie.experts.ffn import FFN, expert_forward
 from coterie.experts.formats import method_of, split_name
 from coterie.experts.identity import Identity
+from coterie.experts.integer import Integers, IntegerWidth
 from coterie.experts.kinds import EXPERT_KINDS, ExpertKind, KindExperts, kind_from_record
 from coterie.experts.mixed import Mixed, with_identity
 from coterie.experts.quantized import Storage
@@ -23,7 +25,11 @@ __all__ = [
     "ExpertKind",
     "Experts",
     "FFNShape",
+    "Factored",
+    "Factors",
     "Identity",
+    "IntegerWidth",
+    "Integers",
     "KindExperts",
     "Mixed",
     "Part",

@@ -24,7 +24,7 @@ from coterie.experts.together import rows_together
 from coterie.ops.dispatch import Groups, combine, dispatch, group_by_expert
 from coterie.routing import Routing
 
-__all__ = ["FFN", "Method", "draw_weights", "expert_forward"]
+__all__ = ["FFN", "Method", "draw_weights", "expert_forward", "placed"]
 
 Method = Literal["grouped", "loop", "reference"]
 
@@ -196,15 +196,15 @@ def draw_weights(shape: FFNShape, num_experts: int | None = None) -> dict[str, T
 
 
 def _linear(x: Tensor, weights: Mapping[str, Tensor], name: str, transposed: bool) -> Tensor:
-    matrix, bias = _placed(weights[name].to(x.dtype)), weights.get(f"{name}_bias")
-    return F.linear(_placed(x), matrix.t() if transposed else matrix, None if bias is None else bias.to(x.dtype))
+    matrix, bias = placed(weights[name].to(x.dtype)), weights.get(f"{name}_bias")
+    return F.linear(placed(x), matrix.t() if transposed else matrix, None if bias is None else bias.to(x.dtype))
 
 
 def _few_linear(x: Tensor, weights: Mapping[str, Tensor], name: str, transposed: bool) -> Tensor:
     return few_rows(x, weights[name], weights.get(f"{name}_bias"), transposed=transposed)
 
 
-def _placed(tensor: Tensor) -> Tensor:
+def placed(tensor: Tensor) -> Tensor:
     """The tensor at an address where its products have the bits they have everywhere else."""
     if tensor.dtype not in _BITS_DEPEND_ON_ADDRESS or tensor.data_ptr() % _ALIGNMENT == 0:
         return tensor
