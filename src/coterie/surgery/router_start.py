@@ -16,6 +16,7 @@ from torch import Tensor
 
 from coterie.registry import Registry
 from coterie.surgery.feed_forward import FeedForward
+from coterie.surgery.upcycle import without
 
 __all__ = ["ROUTER_STARTS", "RouterStart", "agreement", "contributions", "first_rows"]
 
@@ -43,11 +44,11 @@ def random(layer: FeedForward, own: Tensor, worth: Tensor | None, seed: int) -> 
 
 @ROUTER_STARTS.register("means")
 def means(layer: FeedForward, own: Tensor, worth: Tensor | None, seed: int) -> Tensor:
-    """The mean input of the tokens that an expert does most for, less the mean of all; directions alone."""
+    """The mean input of the tokens that an expert does most for, less the mean of all and at a right angle to it."""
     x, best = layer.sample(), _known(layer, worth).argmax(1)
     centre = x.mean(0)
     rows = torch.zeros(len(own), layer.width).index_add_(0, best, x - centre)
-    return F.normalize(rows, dim=1)
+    return F.normalize(without(rows, centre), dim=1)
 
 
 @ROUTER_STARTS.register("fit")

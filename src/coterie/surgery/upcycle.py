@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coterie.errors import OptionError
 
-__all__ = ["added_row", "appended", "copies", "prompt_rows", "scaled_down", "side_by_side"]
+__all__ = ["added_row", "appended", "copies", "prompt_rows", "scaled_down", "side_by_side", "without"]
 
 # cosine of two rows from which the router can hardly tell them apart
 ALIKE = 0.98
@@ -96,8 +96,8 @@ def appended(experts: Mapping[str, Tensor], new: Mapping[str, Tensor], name: str
 def prompt_rows(positive: Tensor, negative: Tensor | None = None, *, sharpness: float = 1.0) -> tuple[Tensor, float]:
     """Rows [E, D] of a router by what each expert's prompts look like in front of it.
 
-    A row is the direction in which its prompts differ from the others' (a softmax does not see what they have in
-    common) or from its own negative prompts. Rows are so long that on the prompts themselves the logits vary by
+    A row is the direction in which its prompts differ from what all have in common, or from its own negative prompts,
+    at a right angle to what they have in common. Rows are so long that on the prompts themselves the logits vary by
     ``sharpness`` (their standard deviation) over experts.
 
     Args:
@@ -112,12 +112,19 @@ def prompt_rows(positive: Tensor, negative: Tensor | None = None, *, sharpness: 
     away = common.expand_as(positive)
     if negative is not None:
         away = torch.where(negative.isnan(), away, negative.float())
-    rows = F.normalize(positive - away, dim=1)
+    # a gate has no bias: what all inputs have in common must not favour an expert
+    rows = F.normalize(without(positive - away, common[0]), dim=1)
     logits = positive @ rows.T
     spread = (logits - logits.mean(1, keepdim=True)).square().mean().sqrt()
     cosines = F.normalize(positive, dim=1)
     alike = (cosines @ cosines.T).fill_diagonal_(-1).max() if len(rows) > 1 else torch.tensor(-1.0)
     return (rows * (sharpness / spread) if spread > 0 else rows), float(alike)
+
+
+def without(rows: Tensor, direction: Tensor) -> Tensor:
+    """``rows [E, D]`` less what they have of ``direction [D]``."""
+    unit = F.normalize(direction, dim=0)
+    return rows - (rows @ unit)[:, None] * unit
 
 
 def added_row(rows: Tensor, positive: Tensor | None = None, negative: Tensor | None = None) -> Tensor:
