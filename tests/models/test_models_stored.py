@@ -17,6 +17,7 @@ from coterie.models.compat import quiet
 from coterie.models.convert import experts_from
 from coterie.models.curves import cost_of, cost_text
 from coterie.models.requests import RouteOptions
+from coterie.models.stored import FORMAT
 from coterie.routers import PRESETS
 from coterie.testing.checkpoints import save_tiny, tiny_model
 from coterie.testing.families import tiny_family
@@ -254,7 +255,7 @@ def put(*path_and_value):
     ("change", "match"),
     [
         (lambda table: table.pop("format"), r"coterie.json does not say its format. Copy it again"),
-        (put("format", 2), rf"has format 2, written by Coterie .*; Coterie {__version__} reads up to 1. Type: pip"),
+        (put("format", FORMAT + 1), rf"has format {FORMAT + 1}, written by .*reads up to {FORMAT}\. Type: pip"),
         (lambda table: table.pop("router"), r"the field 'router' is missing. Copy the file again"),
         (lambda table: table.pop("curves"), r"the field 'curves' is missing"),
         (lambda table: table["router"].pop("options"), r"the field 'options' is missing"),
