@@ -43,7 +43,7 @@ def unit_scores(importance: Tensor, unit: str) -> Tensor:
 
 
 def neuron_scores(importances: Mapping[str, Tensor]) -> Tensor:
-    """[F] mean over all numbers of a hidden neuron: its column of ``down_proj [D, F]``, its rows of the others [F, D]."""
+    """[F] mean over a hidden neuron's numbers: its column of ``down_proj [D, F]``, its rows of the others [F, D]."""
     parts = [each.T if name == "down_proj" else each for name, each in importances.items()]
     return torch.cat([part.float() for part in parts], dim=1).mean(1)
 
