@@ -22,7 +22,7 @@ from coterie.training import train_tokenizer
 FILES = ("pairs.jsonl.gz", "pairs.jsonl")
 SPLITS = ("train", "valid", "test")
 SOURCE, TARGET = "en", "es"
-LONGEST, MOST_BYTES = 8, 200  # words of either side, and bytes: a subword has one at least
+LONGEST, MOST_BYTES = 6, 200  # words of either side, and bytes: a subword has one at least
 FEWEST = {"train": 64, "valid": 8, "test": 8}
 ENTRIES = 2000  # of the vocabulary, which both languages share
 _IGNORED = -100
