@@ -1,0 +1,99 @@
+"""config.json of a rewritten model, and what of its gates may not be."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from coterie.errors import OptionError
+from coterie.models.checkpoint import Checkpoint
+from coterie.models.compat import BASE, MODEL_TYPE
+from coterie.models.hypotheses import Groups
+from coterie.models.reshape import COUNTS
+from coterie.surgery.routing_tensors import gate_facts
+
+__all__ = ["as_coterie", "check_gate", "with_counts", "without_quantisation"]
+
+_INNER = ("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
+
+
+def check_gate(checkpoint: Checkpoint, routes: int, top_k: int, layer: int) -> None:
+    """Refuse a number of routes among which the gate cannot choose as it does.
+
+    Raises:
+        OptionError: fewer than a token is sent to, or groups that do not come out even; says what is allowed.
+    """
+    if routes < top_k:
+        raise OptionError(
+            f"layer {layer}: a token is sent to {top_k} experts, {routes} would be left. Keep {top_k} or more."
+        )
+    groups = gate_facts(checkpoint).groups
+    if groups is None or routes == checkpoint.sites[0].num_routes:
+        return
+    if not _fits(groups, routes, top_k):
+        allowed = [count for count in range(groups.count, routes + 4 * groups.count) if _fits(groups, count, top_k)]
+        near = sorted(allowed, key=lambda count: abs(count - routes))[:3]
+        raise OptionError(
+            f"layer {layer}: the gate chooses among {groups.count} groups of experts, of which a token may use "
+            f"{groups.kept}; {routes} experts do not come out even. Allowed near it: "
+            f"{', '.join(map(str, sorted(near))) or 'none'}."
+        )
+
+
+def _fits(groups: Groups, routes: int, top_k: int) -> bool:
+    size, left = divmod(routes, groups.count)
+    best = 2 if groups.rule == "two best" else 1
+    return not left and size >= best and groups.kept * size >= top_k
+
+
+def with_counts(config: Mapping[str, Any], before: int, after: int, inner: tuple[int, int] | None) -> dict[str, Any]:
+    """The config with another number of experts, and another inner width of each where ``inner`` (before, after) says so.
+
+    Raises:
+        OptionError: no field of the config says it.
+    """
+    new = copy.deepcopy(dict(config))
+    if before != after and not _replace(new, COUNTS, before, after, every=True):
+        raise OptionError(
+            f"config.json of this family has no field that says {before} experts for all layers, so that another number "
+            "cannot be said. Choose the coterie container."
+        )
+    if inner is not None and inner[0] != inner[1] and not _replace(new, _INNER, *inner, every=False):
+        raise OptionError(
+            f"config.json of this family has no field that says that experts are {inner[0]} wide inside. Choose the "
+            "coterie container."
+        )
+    return new
+
+
+def _replace(table: dict[str, Any], names: tuple[str, ...], before: int, after: int, every: bool) -> bool:
+    """Set fields of these names that have the value before; the first alone, or every one."""
+    done = False
+    for name in names:
+        if table.get(name) == before and not isinstance(table[name], bool) and (every or not done):
+            table[name], done = after, True
+    for value in table.values():
+        if isinstance(value, dict):
+            done |= _replace(value, names, before, after, every)
+    return done
+
+
+def as_coterie(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a model that plain transformers is to refuse rather than load wrongly."""
+    if config.get("model_type") == MODEL_TYPE:
+        return dict(config)
+    return {**config, "model_type": MODEL_TYPE, BASE: config["model_type"]}
+
+
+def without_quantisation(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The config of the same model in floats."""
+    new = {name: value for name, value in config.items() if name != "quantization_config"}
+    new = {
+        name: without_quantisation(value, dtype) if isinstance(value, Mapping) and name.endswith("_config") else value
+        for name, value in new.items()
+    }
+    if "dtype" in new or "torch_dtype" in new:
+        new.pop("torch_dtype", None)
+        new["dtype"] = dtype
+    return new
