@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from coterie.experts import FFN, Experts, FFNShape, Identity, Mixed
+from coterie.experts import (
+    FFN,
+    ExpertKind,
+    Experts,
+    Factored,
+    Factors,
+    FFNShape,
+    Identity,
+    Integers,
+    IntegerWidth,
+    KindExperts,
+    Mixed,
+    Part,
+)
 from coterie.routing import Routing
 from coterie.testing.experts import EXPERTS_CHECKS, ExpertsCase
 
@@ -127,6 +140,87 @@ ROWS += [
         ),
     )
     for dtype in DTYPES
+]  # fmt: skip
+
+
+def dense_matrix(kind: ExpertKind, parts: Mapping[str, Tensor], name: str) -> Tensor:
+    """What the parts of a matrix stand for, number by number."""
+    m, n = FLAT.weight_shapes()[name]
+    if isinstance(kind, Integers):
+        codes, scales = parts[f"{name}_q"], parts[f"{name}_scale"]
+        if codes.dtype == torch.uint8:
+            halves = torch.stack([codes & 15, codes >> 4], dim=2).flatten(1).long()[:, :n]
+            codes = torch.where(halves < 8, halves, halves - 16)
+        group = {1: n, 2: 8}[scales.shape[1]]
+        return torch.stack([codes[:, column] * scales[:, column // group] for column in range(n)], dim=1)
+    matrix = torch.zeros(m, n, dtype=parts["down_proj_bias"].dtype)
+    if f"{name}_u" in parts:
+        matrix = matrix + torch.einsum("mr,rn->mn", parts[f"{name}_u"], parts[f"{name}_v"])
+    if f"{name}_s" in parts:
+        kept = parts[f"{name}_s"]
+        rows = kept.shape[1] == n and (kept.shape[0] < m or f"{name}_at" not in parts)
+        at = parts.get(f"{name}_at", torch.arange(len(kept)))
+        matrix = matrix.index_add(0, at, kept) if rows else matrix.index_add(1, at, kept)
+    return matrix
+
+
+def one_row_of_a_kind(experts: Experts, expert: int, row: Tensor) -> Tensor:
+    """The feed-forward with the matrices put together again."""
+    assert isinstance(experts, KindExperts)
+    parts = experts.weights_of(expert)
+    gate, up = (
+        dense_matrix(experts.kind, parts, name) @ row + parts[f"{name}_bias"] for name in ("gate_proj", "up_proj")
+    )
+    hidden = gate * torch.sigmoid(gate) * up
+    return dense_matrix(experts.kind, parts, "down_proj") @ hidden + parts["down_proj_bias"]
+
+
+def of_a_kind(kind: ExpertKind) -> KindExperts:
+    """Random parts."""
+    torch_type = {"I8": torch.int8, "U8": torch.uint8}
+
+    def drawn(name: str, part: Part) -> Tensor:
+        if part.dtype == "I32":
+            size = FLAT.weight_shapes()[name.removesuffix("_at")]
+            return torch.randperm(min(size))[: part.shape[0]].sort().values.to(torch.int32)
+        if part.dtype in torch_type:
+            return torch.randint(-128 if part.dtype == "I8" else 0, 127, part.shape, dtype=torch_type[part.dtype])
+        return torch.randn(part.shape) * (0.01 if name.endswith("_scale") else 0.5)
+
+    return KindExperts(
+        kind, [{name: drawn(name, part) for name, part in kind.parts(e).items()} for e in range(NUM_EXPERTS)]
+    )
+
+
+def silent(experts: Experts) -> None:
+    """Experts whose parts differ in shape are equal where nothing but equal biases is left."""
+    assert isinstance(experts, KindExperts)
+    with torch.no_grad():
+        for expert in range(NUM_EXPERTS):
+            for name, part in experts.weights_of(expert).items():
+                if name.endswith("_bias"):
+                    part.copy_(experts.weights_of(0)[name])
+                elif name.endswith(("_u", "_s", "_scale")):
+                    part.zero_()
+
+
+FLAT = FFNShape(9, 12, bias=True, fused=False)
+UNEVEN = {
+    "gate_proj": [Factors(r, kept, "row") for r, kept in ((1, 0), (3, 2), (9, 12), (0, 12), (2, 5))],
+    "up_proj": [Factors(r, kept, "col") for r, kept in ((4, 1), (3, 9), (9, 0), (0, 4), (0, 0))],
+    "down_proj": [Factors(2, 3, "col")] * 3 + [Factors(5, 1, "row"), Factors(0, 12, "col")],
+}
+WIDTHS = {
+    "gate_proj": [IntegerWidth(8)] * 2 + [IntegerWidth(4), IntegerWidth(4, 8), IntegerWidth(8, 8)],
+    "up_proj": [IntegerWidth(4, 8), IntegerWidth(8), IntegerWidth(8), IntegerWidth(4), IntegerWidth(8)],
+    "down_proj": [IntegerWidth(8), IntegerWidth(4, 8), IntegerWidth(8), IntegerWidth(8), IntegerWidth(4, 8)],
+}
+ROWS += [
+    ExpertsCase(
+        f"{kind.name}, {dtype}", partial(of_a_kind, kind), one_row_of_a_kind, inputs=(9,), outputs=(9,),
+        dtype=DTYPES[dtype], equalise=silent,
+    )
+    for kind in (Factored(FLAT, NUM_EXPERTS, UNEVEN), Integers(FLAT, NUM_EXPERTS, WIDTHS)) for dtype in DTYPES
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ __all__ = ["IntegerWidth", "Integers"]
 _DTYPES = ("BF16", "F16", "F32", "F64")
 _GROUPS = tuple(1 << power for power in range(3, 15))
 _FEW = 8  # rows up to which torch's kernel for 8 bits is faster than making floats first
+_BLOCK = 64  # that kernel crashes on matrices whose sides are no multiples of its blocks
 _PIECE = 1 << 18  # numbers that become floats at a time: they stay in the processor's cache
 
 
@@ -148,4 +149,5 @@ def _has_kernel(x: Tensor, codes: Tensor, scales: Tensor) -> bool:
     return (
         x.dtype == torch.bfloat16 and x.device.type == "cpu" and 0 < len(x) <= _FEW and not recorded
         and codes.dtype == torch.int8 and scales.shape[1] == 1 and scales.dtype == torch.bfloat16
+        and codes.shape[0] % _BLOCK == 0 and codes.shape[1] % _BLOCK == 0
     )  # fmt: skip

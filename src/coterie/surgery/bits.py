@@ -74,7 +74,7 @@ def _relaxed(
     costs: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], cheapest: Sequence[int], left: int
 ) -> Choices:  # fmt: skip
     """The greedy choice, and the bound of the linear program."""
-    steps = []
+    steps: list[tuple[float, int, int]] = []
     for item, (cost, loss, start) in enumerate(zip(costs, losses, cheapest, strict=True)):
         for before, after in _hull(cost, loss, start):
             steps.append(((loss[before] - loss[after]) / (cost[after] - cost[before]), item, after))
@@ -95,7 +95,8 @@ def _relaxed(
 
 def _hull(cost: Sequence[int], loss: Sequence[float], start: int) -> list[tuple[int, int]]:
     """Steps (from, to) along the lower convex hull of one item's options, from the cheapest on."""
-    steps, at = [], start
+    steps: list[tuple[int, int]] = []
+    at = start
     while True:
         better = [o for o in range(len(cost)) if cost[o] > cost[at] and loss[o] < loss[at]]
         if not better:

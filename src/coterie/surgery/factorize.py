@@ -48,9 +48,7 @@ class LayerFactors:
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep <= 1:
-            raise OptionError(
-                f"The share of S that is kept lies between 0 and 1, not {self.keep}. The paper keeps 0.1."
-            )
+            raise OptionError(f"The share of S that is kept lies between 0 and 1, not {self.keep}. Try 0.1.")
         if self.unit not in UNITS:
             raise OptionError(f"What is kept of S is one of: {', '.join(UNITS)}; not {self.unit!r}.")
 
@@ -76,9 +74,7 @@ def factorize_layer(layer: LayerExperts, how: LayerFactors, moments: InputMoment
         UnsupportedError: the experts end in a norm.
     """
     if layer.shape.post_norm:
-        raise UnsupportedError(
-            f"The experts of layer {layer.site.layer} end in a norm, which factors do not have (yet)."
-        )
+        raise UnsupportedError(f"The experts of layer {layer.site.layer} end in a norm, which factors do not have.")
     parts, factors, errors = [], [], []
     for expert in range(layer.num_experts):
         masks = {name: each[expert] for name, each in how.masks.items()}
@@ -105,7 +101,7 @@ def factorize_expert(
     weights: Mapping[str, Tensor], ranks: Mapping[str, int], how: LayerFactors, masks: Mapping[str, Tensor],
     moments: Mapping[str, Tensor | None],
 ) -> tuple[dict[str, Tensor], dict[str, Factors], dict[str, float]]:  # fmt: skip
-    """One expert's parts as `coterie.experts.Factored` names them (float32), its factors, its squared relative errors."""
+    """One expert: parts as `coterie.experts.Factored` names them (float32), factors, squared relative errors."""
     rest, made = {}, {}
     for name, rank in ranks.items():
         made[name] = _product(weights[name], rank, how, moments.get(name))

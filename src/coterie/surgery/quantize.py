@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from coterie.errors import UnsupportedError
 from coterie.experts import Integers, IntegerWidth
@@ -38,7 +39,8 @@ def width_errors(
     for expert in range(layer.num_experts):
         heard_by = moments.of(expert)
         for name, each in found.items():
-            each.append([_error(layer, name, expert, width, heard_by) for width in options])
+            weight = layer.weights[name][expert]
+            each.append([_missed(weight, quantize(weight, *width), width, heard_by[name]) for width in options])
     return found
 
 
@@ -58,7 +60,7 @@ def quantize_layer(layer: LayerExperts, widths: Widths, moments: InputMoments) -
         UnsupportedError: the experts end in a norm.
     """
     if layer.shape.post_norm:
-        raise UnsupportedError(f"The experts of layer {layer.site.layer} end in a norm; they cannot be integers (yet).")
+        raise UnsupportedError(f"The experts of layer {layer.site.layer} end in a norm; they cannot be integers.")
     parts = []
     missed = dict.fromkeys(widths, 0.0)
     for expert in range(layer.num_experts):
@@ -67,29 +69,26 @@ def quantize_layer(layer: LayerExperts, widths: Widths, moments: InputMoments) -
             if name not in widths:
                 own[name] = weight.clone()
                 continue
-            own[f"{name}_q"], own[f"{name}_scale"] = quantize(weight, *widths[name][expert])
-            missed[name] += _error(layer, name, expert, widths[name][expert], heard_by)
+            width = widths[name][expert]
+            own[f"{name}_q"], own[f"{name}_scale"] = made = quantize(weight, *width)
+            missed[name] += _missed(weight, made, width, heard_by[name])
         parts.append(own)
     kind = Integers(layer.shape, layer.num_experts, widths, DTYPE_NAMES[layer.site.dtype])
-    sizes = _matrices(layer)
     about: dict[str, Any] = {
-        "bits": {
-            name: sum(8 * width_bytes(*sizes[name], width) for width in each)
-            / (len(each) * sizes[name][0] * sizes[name][1])
-            for name, each in widths.items()
-        },
+        "bits": {name: _mean_bits(each, *_matrices(layer)[name]) for name, each in widths.items()},
         "error": {name: (total / layer.num_experts) ** 0.5 for name, total in missed.items()},
     }
     return NewLayer({}, layer.router, layer.experts_of, about, kind, parts)
 
 
-def _error(
-    layer: LayerExperts, name: str, expert: int, width: IntegerWidth, moments: Mapping[str, torch.Tensor | None]
-) -> float:  # fmt: skip
-    weight = layer.weights[name][expert].float()
-    codes, scales = quantize(weight, *width)
-    missed = dequantize(codes, scales, weight.shape[1], width.group, torch.float32) - weight
-    return heard(missed, moments.get(name)) / max(heard(weight, moments.get(name)), 1e-30)
+def _missed(weight: Tensor, made: tuple[Tensor, Tensor], width: IntegerWidth, moments: Tensor | None) -> float:
+    """What the integers miss of ``weight`` relative to what there is, squared."""
+    back = dequantize(*made, weight.shape[1], width.group, torch.float32)
+    return heard(back - weight.float(), moments) / max(heard(weight, moments), 1e-30)
+
+
+def _mean_bits(widths: Sequence[IntegerWidth], rows: int, columns: int) -> float:
+    return 8 * sum(width_bytes(rows, columns, width) for width in widths) / (len(widths) * rows * columns)
 
 
 def _matrices(layer: LayerExperts) -> dict[str, tuple[int, int]]:

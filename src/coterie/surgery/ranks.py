@@ -59,7 +59,8 @@ def allocate_ranks(matrices: Sequence[MatrixSpectrum], budget: int, multiple: in
     spent = sum(one.cost(rank) for one, rank in zip(matrices, least, strict=True))
     if spent > budget:
         raise OptionError(
-            f"{budget} numbers are too few for {len(matrices)} matrices: with a rank of {multiple} each they take {spent}."
+            f"{budget} numbers are too few for {len(matrices)} matrices: with a rank of {multiple} each they take "
+            f"{spent}."
         )
     ranks = _greedy(matrices, least, budget - spent, multiple)
     return _made_whole(matrices, ranks, budget)
