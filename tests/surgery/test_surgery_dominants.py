@@ -82,9 +82,11 @@ def test_names_do_not_matter_to_clusters_and_salient_groups(seed, experts, data)
     count = data.draw(st.integers(1, experts))
     one, other = cluster_grouping(features, usage, count), cluster_grouping(features[order], usage[order], count)
     assert same_groups(one, other, order)
-    one = salient_grouping(similarity, usage, count, experts)
-    assert same_groups(one, salient_grouping(similarity[order][:, order], usage[order], count, experts), order)
-    assert sorted(one.dominants) == sorted(usage.argsort(descending=True)[:count].tolist())
+    centres = usage.argsort(descending=True)[:count].tolist()
+    moved = [order.tolist().index(one) for one in centres]
+    one = salient_grouping(similarity, usage, centres, experts)
+    assert same_groups(one, salient_grouping(similarity[order][:, order], usage[order], moved, experts), order)
+    assert sorted(one.dominants) == sorted(centres)
 
 
 @given(SEEDS, st.integers(1, 8), st.data())
@@ -149,11 +151,11 @@ def test_groups_without_room_are_refused():
     with pytest.raises(OptionError, match=r"2 groups of at most 2 have no room for 5 experts\. Allow 3"):
         nearest_dominant(torch.eye(5), (0, 1), 2)
     with pytest.raises(OptionError, match="have no room"):
-        salient_grouping(torch.eye(5), torch.ones(5), 2, 2)
+        salient_grouping(torch.eye(5), torch.ones(5), (0, 1), 2)
 
 
 def test_salient_groups_are_few_and_large():
     similarity = cosine_of_rows(torch.tensor([[1.0, 0], [1, 0.1], [1, 0.2], [0, 1], [0.1, 1]]))
-    found = salient_grouping(similarity, torch.tensor([1.0, 5.0, 1.0, 4.0, 1.0]), 2, 4)
+    found = salient_grouping(similarity, torch.tensor([1.0, 5.0, 1.0, 4.0, 1.0]), (1, 3), 4)
     assert found == Grouping((1, 3), ((0, 1, 2, 4), (3,)))
     assert found.describe() == "1: 0 2 4 · 3"

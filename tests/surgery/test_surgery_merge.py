@@ -11,7 +11,7 @@ from coterie.errors import OptionError
 from coterie.experts import FFNShape, expert_forward
 from coterie.ops.align import permute_neurons
 from coterie.surgery.grouping import Grouping
-from coterie.surgery.merge import merge_experts, merge_group
+from coterie.surgery.merge import match_experts, merge_experts, merge_group
 
 SHAPES = st.builds(
     FFNShape, width=st.integers(2, 6), inner=st.integers(1, 8), gated=st.booleans(), bias=st.booleans(),
@@ -30,6 +30,10 @@ def one(weights, expert):
     return {name: weight[expert] for name, weight in weights.items()}
 
 
+def merged_by(weights, grouping, usage, **options):
+    return merge_experts(weights, grouping, usage, match_experts(weights, grouping, **options))
+
+
 def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
 
@@ -45,7 +49,7 @@ def test_identical_experts_permuted_give_themselves_bit_for_bit(shape, seed, dty
     copies = [permute_neurons(one(origin, family), order) for family, order in zip(families, orders, strict=True)]
     weights = {name: torch.stack([copy[name] for copy in copies]) for name in origin}
     grouping = Grouping((1, 2, 3), ((1, 4), (0, 2, 5), (3,)))
-    merged = merge_experts(weights, grouping, torch.rand(6, generator=generator))
+    merged = merged_by(weights, grouping, torch.rand(6, generator=generator))
     for group, dominant in enumerate(grouping.dominants):
         assert same(one(merged, group), one(weights, dominant))
     assert all(merged[name].dtype == dtype for name in merged)
@@ -66,7 +70,7 @@ def test_the_order_of_neurons_does_not_matter(shape, seed, align):
             ]
             return shape.hidden(ups[-1], ups[0] if shape.gated else None)
 
-        return one(merge_experts(weights, grouping, usage, align=align, features=features), 0)
+        return one(merged_by(weights, grouping, usage, align=align, features=features), 0)
 
     order = torch.randperm(shape.inner, generator=generator)
     for expert, exact in ((0, True), (1, False)):
@@ -86,19 +90,19 @@ def test_the_order_of_neurons_does_not_matter(shape, seed, align):
 def test_single_experts_are_untouched(shape, seed, dtype, reference):
     weights = drawn(shape, 3, torch.Generator().manual_seed(seed), dtype)
     grouping = Grouping((0, 1, 2), ((0,), (1,), (2,)))
-    assert same(merge_experts(weights, grouping, torch.rand(3), reference=reference), weights)
+    assert same(merged_by(weights, grouping, torch.rand(3), reference=reference), weights)
 
 
 def test_the_mean_is_weighted_by_use():
     weights = {"up_proj": torch.tensor([[[1.0]], [[4.0]]]), "down_proj": torch.tensor([[[2.0]], [[8.0]]])}
-    merged = merge_experts(weights, Grouping((0,), ((0, 1),)), torch.tensor([2.0, 1.0]), align="none")
+    merged = merge_experts(weights, Grouping((0,), ((0, 1),)), torch.tensor([2.0, 1.0]))
     assert merged["up_proj"].item() == pytest.approx(2.0)
     assert merged["down_proj"].item() == pytest.approx(4.0)
 
 
 def test_experts_that_nobody_used_count_alike():
     weights = {"up_proj": torch.tensor([[[1.0]], [[4.0]]]), "down_proj": torch.tensor([[[2.0]], [[8.0]]])}
-    merged = merge_experts(weights, Grouping((0,), ((0, 1),)), torch.zeros(2), align="none")
+    merged = merge_experts(weights, Grouping((0,), ((0, 1),)), torch.zeros(2))
     assert merged["up_proj"].item() == 2.5
     assert merge_group([{"w": torch.ones(2)}, {"w": torch.zeros(2)}], torch.zeros(2))["w"].tolist() == [0.5, 0.5]
 
@@ -107,8 +111,8 @@ def test_the_paper_aligns_everything_to_the_first_expert():
     shape = FFNShape(4, 6, fused=False)
     weights = drawn(shape, 3, torch.Generator().manual_seed(1))
     grouping, usage, x = Grouping((0, 2), ((0,), (1, 2))), torch.ones(3), torch.randn(5, 4)
-    ours = merge_experts(weights, grouping, usage)
-    papers = merge_experts(weights, grouping, usage, reference="first")
+    ours = merged_by(weights, grouping, usage)
+    papers = merged_by(weights, grouping, usage, reference="first")
     assert same(one(ours, 0), one(papers, 0))
     assert not torch.allclose(expert_forward(x, one(ours, 1), shape), expert_forward(x, one(papers, 1), shape))
 
@@ -123,7 +127,7 @@ def test_alignment_helps_where_copies_drifted_apart():
     wanted = expert_forward(x, first, shape)
 
     def error(align):
-        merged = merge_experts(weights, grouping, torch.ones(2), align=align)
+        merged = merged_by(weights, grouping, torch.ones(2), align=align)
         return float((expert_forward(x, one(merged, 0), shape) - wanted).norm() / wanted.norm())
 
     assert error("weight") < 0.1 < error("none")
@@ -133,8 +137,8 @@ def test_unknown_ways_are_refused():
     weights = drawn(FFNShape(2, 2, fused=False), 2, torch.Generator())
     grouping = Grouping((0,), ((0, 1),))
     with pytest.raises(OptionError, match="not by 'wieght'"):
-        merge_experts(weights, grouping, torch.ones(2), align="wieght")
+        match_experts(weights, grouping, align="wieght")
     with pytest.raises(OptionError, match="not 'last'"):
-        merge_experts(weights, grouping, torch.ones(2), reference="last")
+        match_experts(weights, grouping, reference="last")
     with pytest.raises(OptionError, match="Align by weight instead"):
-        merge_experts(weights, grouping, torch.ones(2), align="activation")
+        match_experts(weights, grouping, align="activation")

@@ -66,7 +66,7 @@ def weight_similarity(weights: Mapping[str, Tensor]) -> Tensor:
 
     Hidden neurons in another order make experts unlike here that compute the same.
     """
-    return cosine_of_gram(sum(_gram(weight) for weight in weights.values()))
+    return cosine_of_gram(torch.stack([_gram(weight) for weight in weights.values()]).sum(0))
 
 
 def random_similarity(count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -109,4 +109,5 @@ def _gram(weight: Tensor) -> Tensor:
     """Inner products of the [E, ...] laid flat; a few columns at a time, since it is widened."""
     flat = weight.detach().flatten(1)
     step = max(1, (1 << 24) // len(flat))
-    return sum(((part := some.float()) @ part.T).double() for some in flat.split(step, dim=1))  # type: ignore[return-value]
+    parts = [some.float() for some in flat.split(step, dim=1)]
+    return torch.stack([(part @ part.T).double() for part in parts]).sum(0)

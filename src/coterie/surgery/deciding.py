@@ -42,7 +42,14 @@ class Decider:
         alone = facts.top_k == 1 and facts.renormalised  # every score gives a weight of one
         score = "softmax" if facts.score is None and alone else facts.score
         plain = facts.choice == "largest scores" or facts.groups is not None
-        if score not in SCORES or not plain or facts.renormalised is None or facts.expert_scale or facts.preset:
+        if (
+            score is None
+            or score not in SCORES
+            or not plain
+            or facts.renormalised is None
+            or facts.expert_scale
+            or facts.preset
+        ):
             return None
         return cls(facts.top_k, score, facts.renormalised, facts.scale or 1.0, facts.groups)
 

@@ -122,7 +122,7 @@ def check_total(total: int, sizes: Sequence[int], *, least: int = 1, blocks: int
     allowed = f"{first * len(sizes)} to {sum(sizes)}"
     if total % blocks or any(size % blocks for size in sizes):
         raise OptionError(
-            f"The router chooses among {blocks} equal groups of experts, so what is left must be a multiple of {blocks}."
+            f"The router chooses among {blocks} equal groups of experts, so what stays must be a multiple of {blocks}."
         )
     if not first * len(sizes) <= total <= sum(sizes):
         raise OptionError(

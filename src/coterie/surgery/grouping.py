@@ -80,8 +80,10 @@ def nearest_dominant(similarity: Tensor, dominants: Sequence[int], capacity: int
     return Grouping.of(labels, order)
 
 
-def salient_grouping(similarity: Tensor, saliency: Tensor, count: int, capacity: int = 16) -> Grouping:
-    """The ``count`` most salient experts, in that order, each take the nearest that are left (REAM, arXiv 2604.04356).
+def salient_grouping(
+    similarity: Tensor, saliency: Tensor, centres: Sequence[int], capacity: int = 16
+) -> Grouping:  # fmt: skip
+    """The ``centres``, the most salient first, each take the nearest that are left (REAM, arXiv 2604.04356).
 
     A few large groups form around the most salient and many of the other experts stay alone: close to pruning, without
     the loss of what is pruned.
@@ -89,21 +91,22 @@ def salient_grouping(similarity: Tensor, saliency: Tensor, count: int, capacity:
     Args:
         similarity: [E, E].
         saliency: [E], such as REAP's.
+        centres: expert ids.
         capacity: most experts in a group, the centre included.
 
     Raises:
         OptionError: there is not room for all.
     """
     total = len(similarity)
-    _check_capacity(total, count, capacity)
-    centres = saliency.double().argsort(descending=True, stable=True)[:count].tolist()
-    labels = {one: one for one in centres}
+    _check_capacity(total, len(centres), capacity)
+    order = sorted(centres, key=lambda one: (-float(saliency[one]), one))
+    labels = {one: one for one in order}
     left = [expert for expert in range(total) if expert not in labels]
-    for one in centres:
+    for one in order:
         near = sorted(left, key=lambda expert: (-float(similarity[expert, one]), expert))[: capacity - 1]
         labels |= dict.fromkeys(near, one)
         left = [expert for expert in left if expert not in labels]
-    return Grouping.of([labels[expert] for expert in range(total)], centres)
+    return Grouping.of([labels[expert] for expert in range(total)], order)
 
 
 def cluster_grouping(features: Tensor, usage: Tensor, count: int) -> Grouping:

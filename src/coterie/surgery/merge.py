@@ -12,7 +12,7 @@ from coterie.errors import OptionError
 from coterie.ops.align import activation_rows, match_rows, neuron_rows, permute_neurons
 from coterie.surgery.grouping import Grouping
 
-__all__ = ["Alignment", "Reference", "merge_experts", "merge_group"]
+__all__ = ["Alignment", "Reference", "match_experts", "merge_experts", "merge_group"]
 
 Alignment = Literal["weight", "activation", "none"]
 Reference = Literal["dominant", "first"]
@@ -21,37 +21,58 @@ Weights = Mapping[str, Tensor]
 Features = Callable[[int], Tensor]
 
 
-def merge_experts(
-    weights: Weights, grouping: Grouping, usage: Tensor, *, align: Alignment = "weight",
-    reference: Reference = "dominant", features: Features | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
-    """The experts of a layer, one for each group, in the order of the groups (MC-SMoE, equation 2).
-
-    An expert that is alone in its group is passed on bit for bit. Lossy, but where the members of each group compute
-    the same.
+def match_experts(
+    weights: Weights, grouping: Grouping, *, align: Alignment = "weight", reference: Reference = "dominant",
+    features: Features | None = None,
+) -> dict[int, Tensor]:  # fmt: skip
+    """For every expert that is to be merged and has to move: [F] the order its hidden neurons take.
 
     Args:
         weights: [E, ...] under canonical names: up_proj [E, F, D], down_proj [E, D, F], gate_proj and biases where
             there are some.
         grouping: who is merged with whom.
-        usage: [E] what a member's weight in its group is proportional to; equal weights where a group has none.
-        align: how hidden neurons are matched before: by weights, by what they say on a sample, or not at all.
+        align: how neurons are matched: by weights, by what they say on a sample, or not at all.
         reference: whose order of neurons a group takes: its dominant's, or (as in the paper's algorithm 1) that of
             the layer's first expert.
         features: expert -> [n, F], its input of down_proj on a sample common to all; for ``align="activation"``.
-
-    Returns:
-        name -> [E', ...] in the dtype of ``weights``; computed in float32.
 
     Raises:
         OptionError: an unknown way to align, or activations without ``features``.
         MissingExtraError: scipy is not installed.
     """
     _check(align, reference, features)
-    made = [
-        _one(weights, some, dominant if reference == "dominant" else 0, dominant, usage, align, features)
-        for some, dominant in zip(grouping.members, grouping.dominants, strict=True)
-    ]
+    orders: dict[int, Tensor] = {}
+    for some, dominant in zip(grouping.members, grouping.dominants, strict=True):
+        base = dominant if reference == "dominant" else 0
+        if align == "none" or len(some) == 1:
+            continue
+        rows = _rows(weights, base, align, features)
+        orders |= {
+            expert: match_rows(rows, _rows(weights, expert, align, features)) for expert in some if expert != base
+        }
+    return orders
+
+
+def merge_experts(
+    weights: Weights, grouping: Grouping, usage: Tensor, orders: Mapping[int, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The experts of a layer, one for each group, in the order of the groups (MC-SMoE, equation 2).
+
+    An expert that is alone in its group is passed on bit for bit. Lossy, but where the members of each group compute
+    the same.
+
+    Args:
+        weights, grouping: as of `match_experts`.
+        usage: [E] what a member's weight in its group is proportional to; equal weights where a group has none.
+        orders: as `match_experts` makes them; None: neurons as they are.
+
+    Returns:
+        name -> [E', ...] in the dtype of ``weights``; computed in float32.
+    """
+    made = []
+    for some, dominant in zip(grouping.members, grouping.dominants, strict=True):
+        order = [dominant, *(expert for expert in some if expert != dominant)]
+        made.append(merge_group([_moved(weights, expert, some, orders or {}) for expert in order], usage[order]))
     return {name: torch.stack([each[name] for each in made]) for name in weights}
 
 
@@ -66,6 +87,8 @@ def merge_group(experts: list[Weights], usage: Tensor) -> dict[str, Tensor]:
     """
     shares = usage.float() / usage.float().sum() if usage.sum() > 0 else torch.full((len(experts),), 1 / len(experts))
     first, *others = experts
+    if not others:
+        return dict(first)
     merged = {}
     for name, weight in first.items():
         base = weight.float()
@@ -76,26 +99,15 @@ def merge_group(experts: list[Weights], usage: Tensor) -> dict[str, Tensor]:
     return merged
 
 
-def _one(
-    weights: Weights, some: tuple[int, ...], reference: int, dominant: int, usage: Tensor, align: str,
-    features: Features | None,
-) -> dict[str, Tensor]:  # fmt: skip
-    if len(some) == 1:
-        return {name: weight[some[0]] for name, weight in weights.items()}
-    order = [dominant, *(expert for expert in some if expert != dominant)]
-    aligned = [_aligned(weights, expert, reference, align, features) for expert in order]
-    return merge_group(aligned, usage[order])
+def _rows(weights: Weights, expert: int, align: str, features: Features | None) -> Tensor:
+    if align == "activation" and features is not None:
+        return activation_rows(features(expert))
+    return neuron_rows({name: weight[expert] for name, weight in weights.items()})
 
 
-def _aligned(weights: Weights, expert: int, reference: int, align: str, features: Features | None) -> Weights:
+def _moved(weights: Weights, expert: int, some: tuple[int, ...], orders: Mapping[int, Tensor]) -> Weights:
     own = {name: weight[expert] for name, weight in weights.items()}
-    if align == "none" or expert == reference:
-        return own
-    if features is not None and align == "activation":
-        rows, target = activation_rows(features(reference)), activation_rows(features(expert))
-    else:
-        rows, target = neuron_rows({name: weight[reference] for name, weight in weights.items()}), neuron_rows(own)
-    return permute_neurons(own, match_rows(rows, target))
+    return permute_neurons(own, orders[expert]) if len(some) > 1 and expert in orders else own
 
 
 def _check(align: str, reference: str, features: Features | None) -> None:
