@@ -22,7 +22,7 @@ from coterie.models.feed_forwards import ChannelCollection, collect_channels, fi
 from coterie.ranges import TensorRange
 from coterie.units import format_bytes, parse_bytes
 
-__all__ = ["Dense", "Found", "Run"]
+__all__ = ["Dense", "Found", "Run", "collected_bytes"]
 
 # tokens of a forward: experts that are not resident are read once for each forward
 _FORWARD = 4096
@@ -120,7 +120,7 @@ class Run:
 
     def _hosted(self, checkpoint: Checkpoint) -> Any:
         """The model, with as many sequences per forward as the budget has room for beside the statistics."""
-        extra = _collected_bytes(checkpoint, len({part.domain for part in self.parts}), self.sample)
+        extra = collected_bytes(checkpoint, len({part.domain for part in self.parts}), self.sample)
         total = default_memory() if self.memory is None else parse_bytes(self.memory)
         while True:
             try:
@@ -138,7 +138,7 @@ class Run:
                 self.batch //= 2
 
 
-def _collected_bytes(checkpoint: Checkpoint, domains: int, sample: int) -> int:
+def collected_bytes(checkpoint: Checkpoint, domains: int, sample: int) -> int:
     """Sums of all layers, and the statistics made of them."""
     total = 0
     for site in checkpoint.sites:

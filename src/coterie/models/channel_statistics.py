@@ -80,7 +80,7 @@ class FFNStatistics:
 
 def pack_bits(table: Tensor) -> Tensor:
     """[n, F] bool -> [n, ceil(F / 8)] uint8, the first channel in the lowest bit."""
-    padded = F.pad(table.to(torch.uint8), (0, -table.shape[1] % 8)).view(len(table), -1, 8)
+    padded = F.pad(table.to(torch.uint8), (0, -table.shape[1] % 8)).unflatten(1, (-1, 8))
     weights = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8)
     return (padded * weights).sum(-1).to(torch.uint8)
 

@@ -112,7 +112,7 @@ class SiteSums:
         self, domain: str, expert: int, weight: Tensor, inputs: Tensor, hidden: Tensor, output: Tensor
     ) -> None:
         """What one expert did in a forward: weights [m], inputs [m, D], activations [m, F] and outputs [m, D]."""
-        norm = torch.linalg.vector_norm(output, dim=1, dtype=torch.float32).double().cpu()
+        norm = torch.linalg.vector_norm(output, dim=1, dtype=_wide(output)).double().cpu()
         wide = weight.detach().double().cpu()
         use = self._use(domain)
         use.usage[expert] += len(wide)
@@ -150,8 +150,12 @@ class SiteSums:
 
 
 def magnitude(rows: Tensor) -> Tensor:
-    """[m, F] -> [F] float32: the sum of absolute values, without a float32 copy of all rows."""
-    return torch.linalg.vector_norm(rows.detach(), 1, dim=0, dtype=torch.float32).cpu()
+    """[m, F] -> [F] float32 or wider: the sum of absolute values, without such a copy of all rows."""
+    return torch.linalg.vector_norm(rows.detach(), 1, dim=0, dtype=_wide(rows)).cpu()
+
+
+def _wide(rows: Tensor) -> torch.dtype:
+    return torch.promote_types(rows.dtype, torch.float32)
 
 
 def per_token(sums: Tensor, counts: Tensor) -> Tensor:
