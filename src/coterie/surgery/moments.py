@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from coterie.models.statistics import SiteStatistics
 from coterie.surgery.layer import LayerExperts
 from coterie.surgery.sample import expert_hidden
 
@@ -22,12 +21,12 @@ class InputMoments:
 
     Args:
         layer: whose experts compute on the sample.
-        site: its statistics; None: nothing is known, all inputs count alike.
+        inputs: [n, D] a sample of what comes in, as statistics keep it; None: nothing is known, all inputs count alike.
     """
 
-    def __init__(self, layer: LayerExperts, site: SiteStatistics | None) -> None:
+    def __init__(self, layer: LayerExperts, inputs: Tensor | None = None) -> None:
         self._layer = layer
-        self._inputs = None if site is None or not len(site.inputs) else site.inputs.float()
+        self._inputs = None if inputs is None or not len(inputs) else inputs.float()
         self._outer = None if self._inputs is None else _moments(self._inputs)
 
     def of(self, expert: int) -> Mapping[str, Tensor | None]:
