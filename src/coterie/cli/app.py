@@ -9,7 +9,9 @@ import typer
 from coterie import __version__
 from coterie.cli.doctor import doctor
 from coterie.cli.inspect import inspect
+from coterie.cli.merge import merge
 from coterie.cli.plan import plan
+from coterie.cli.prune import prune
 from coterie.cli.reproduce import reproduce
 from coterie.cli.run import run
 from coterie.cli.trace import trace
@@ -48,6 +50,8 @@ app.command()(plan)
 app.command()(trace)
 app.command()(train)
 app.command()(verify)
+app.command()(merge)
+app.command()(prune)
 app.command()(reproduce)
 app.command()(doctor)
 

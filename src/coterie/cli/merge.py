@@ -1,0 +1,116 @@
+"""`coterie merge`: fewer experts, those that are alike as one."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from coterie.cli.run import Json, Memory, Model, Revision
+from coterie.cli.shell import one_sentence
+from coterie.cli.surgery_options import (
+    Container,
+    Experts,
+    Out,
+    Resume,
+    Shown,
+    SkipLayers,
+    Statistics,
+    Text,
+    given,
+    layer_numbers,
+)
+
+HOW = "How, in place of what the method says"
+
+
+@one_sentence
+def merge(
+    model: Model,
+    experts: Experts,
+    out: Out,
+    statistics: Statistics = None,
+    text: Text = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="m-smoe, average (its unweighted baseline), hc-smoe, ream, or auto: what moves the layers' outputs "
+            "least on a sample."
+        ),
+    ] = "m-smoe",
+    dominant: Annotated[
+        str | None,
+        typer.Option(
+            help="Whom the others join: coverage, frequency (as in the paper) or saliency.", rich_help_panel=HOW
+        ),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="By what experts are alike: router-logits, router-logits-centred, router-rows, weights, outputs, "
+            "hierarchical, salient or random.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    align: Annotated[
+        str | None,
+        typer.Option(help="How hidden neurons are matched: weight, activation or none.", rich_help_panel=HOW),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose order of neurons a group takes: its dominant's, or the layer's first expert's (as in the "
+            "paper): dominant or first.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    weigh: Annotated[
+        str | None,
+        typer.Option(help="What an expert counts: frequency, saliency or uniform.", rich_help_panel=HOW),
+    ] = None,
+    router: Annotated[
+        str | None,
+        typer.Option(
+            help="map keeps every row of the gates, which decide as before; drop keeps the dominants' rows alone, so "
+            "that plain transformers loads the result.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    uniform: Annotated[
+        bool | None,
+        typer.Option("--uniform/--adaptive", help="As many in every layer, or where they matter.", rich_help_panel=HOW),
+    ] = None,
+    capacity: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Most experts in a group.", rich_help_panel=HOW)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of random groups.", rich_help_panel=HOW)] = None,
+    skip_layers: SkipLayers = None,
+    container: Container = "auto",
+    memory: Memory = None,
+    resume: Resume = False,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Merge experts of MODEL that are alike, neurons in one order, weighted by use. [Lossy.]
+
+    Prints first how much is there twice: where little is, merging costs much. Gates keep all their rows by default, so
+    that tokens go where they went. Compare with coterie prune.
+    """
+    from coterie.cli.progress import Progress
+    from coterie.jobs.merge import merge as make
+
+    options = given(
+        dominant=dominant, group=group, align=align, reference=reference, weigh=weigh, router=router,
+        uniform=uniform, capacity=capacity, seed=seed,
+    )  # fmt: skip
+    with Progress(as_json) as progress:
+        made = make(
+            model, out, experts, method=method, statistics=statistics, texts=text or (), memory=memory,
+            skip_layers=layer_numbers(skip_layers), container=container,  # type: ignore[arg-type]
+            revision=revision, resume=resume, say=progress.say, show=Shown(as_json), **options,
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps({"model": model, **made.as_record()}))
+    else:
+        typer.echo(f"\nWritten to {out} ({made.made.container}). Try it: coterie run {out}")

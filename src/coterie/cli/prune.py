@@ -1,0 +1,72 @@
+"""`coterie prune`: fewer experts, the best of them as they are."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from coterie.cli.run import Json, Memory, Model, Revision
+from coterie.cli.shell import one_sentence
+from coterie.cli.surgery_options import (
+    Container,
+    Experts,
+    Out,
+    Resume,
+    Shown,
+    SkipLayers,
+    Statistics,
+    Text,
+    given,
+    layer_numbers,
+)
+
+
+@one_sentence
+def prune(
+    model: Model,
+    experts: Experts,
+    out: Out,
+    statistics: Statistics = None,
+    text: Text = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Who stays: reap (weight times norm of the output), naee (what changes the layer's output least), "
+            "frequency, gate-mass, output-norm, router-norm or random."
+        ),
+    ] = "reap",
+    uniform: Annotated[
+        bool, typer.Option("--uniform/--adaptive", help="As many in every layer, or where they matter.")
+    ] = True,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="naee: subsets of a layer up to which all are tried. Default: 20000."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of random choices.")] = None,
+    skip_layers: SkipLayers = None,
+    container: Container = "auto",
+    memory: Memory = None,
+    resume: Resume = False,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Leave experts of MODEL out, with their rows of the gates; the others stay bit for bit. [Lossy.]
+
+    The result loads in plain transformers where every layer has as many. Compare with coterie merge.
+    """
+    from coterie.cli.progress import Progress
+    from coterie.jobs.prune import prune as make
+
+    with Progress(as_json) as progress:
+        made = make(
+            model, out, experts, method=method, statistics=statistics, texts=text or (), memory=memory,
+            skip_layers=layer_numbers(skip_layers), container=container,  # type: ignore[arg-type]
+            revision=revision, resume=resume, say=progress.say, show=Shown(as_json), uniform=uniform,
+            **given(limit=limit, seed=seed),
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps({"model": model, **made.as_record()}))
+    else:
+        typer.echo(f"\nWritten to {out} ({made.made.container}). Try it: coterie run {out}")

@@ -1,0 +1,83 @@
+"""Options that verbs of surgery share, and the shape of what they print."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coterie.errors import OptionError
+
+if TYPE_CHECKING:
+    from coterie.jobs.sheet import Sheet
+
+CALIBRATION = "What the experts are judged by, one of the two"
+
+Out = Annotated[Path, typer.Option(metavar="DIR", help="The directory to make. It must not exist.")]
+Experts = Annotated[
+    int, typer.Option("--experts", "-e", metavar="N", min=1, help="Experts that a layer has afterwards.")
+]
+Statistics = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="As coterie trace --statistics wrote it.", rich_help_panel=CALIBRATION),
+]
+Text = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="A UTF-8 text to run over; may be given often.", rich_help_panel=CALIBRATION),
+]
+SkipLayers = Annotated[
+    str | None, typer.Option(metavar="LAYERS", help="Decoder layers that stay as they are, such as 0 or 0,5-7.")
+]
+Container = Annotated[
+    str,
+    typer.Option(
+        help="What the result is to load in: native (plain transformers), alias (a map from routes to fewer experts), "
+        "coterie (layers that differ), or auto: the first that can say it."
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with work that was cut off.")]
+
+
+def layer_numbers(text: str | None) -> list[int]:
+    """ "0,5-7" as [0, 5, 6, 7].
+
+    Raises:
+        OptionError: it is neither numbers nor ranges.
+    """
+    numbers: list[int] = []
+    for part in (text or "").replace(" ", "").split(","):
+        if not part:
+            continue
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if found is None:
+            raise OptionError(f"{text!r} names no layers. Give numbers and ranges, such as 0,5-7.")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise OptionError(f"The range {part} ends before it begins. Write {last}-{first}.")
+        numbers += range(first, last + 1)
+    return sorted(set(numbers))
+
+
+class Shown:
+    """Prints sheets with a line between them; nothing when ``quiet``."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet, self._any = quiet, False
+
+    def __call__(self, sheet: Sheet) -> None:
+        """Print one sheet."""
+        if self._quiet:
+            return
+        from coterie.cli.sheet import show
+
+        if self._any:
+            typer.echo()
+        self._any = True
+        show(sheet)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were typed."""
+    return {name: value for name, value in options.items() if value is not None}
