@@ -68,22 +68,21 @@ def test_nulls_start_exactly_where_the_source_was(name, how):
     torch.testing.assert_close(after.weight, before.weight, atol=1e-6, rtol=1e-6)
     y, z = MoE(source, experts)(x), MoE(router, experts)(x)
     torch.testing.assert_close(z, y, atol=1e-6, rtol=1e-5)
-    assert after.chosen.shape[1] == router.select.k > source.select.k
+    assert after.chosen.shape[1] > source.select.k
     assert router.routes.num_nulls == after.num_routes - N
 
 
-@pytest.mark.parametrize("how", ["copied", "pinned"])
-def test_in_bfloat16_too(how):
+@pytest.mark.parametrize("how", ["copied", "copied twice", "pinned"])
+def test_in_bfloat16_too_and_where_experts_tie(how):
     source = trained("qwen3").bfloat16()
-    x = torch.randn(T, D).bfloat16()
-    logits = source(x).logits
-    ordered = logits.float().sort(dim=1, descending=True).values
-    clear = (ordered[:, 1] > ordered[:, 2]) | (how == "pinned")  # of equal experts at the border copies take both
+    with torch.no_grad():
+        source.score.weight.mul_(2).round_()
+    x = torch.randn(T, D).round().bfloat16()
+    ordered = source(x).logits.float().sort(dim=1, descending=True).values
+    assert bool((ordered[:, 1] == ordered[:, 2]).any()), "equal experts at the border are what this is about"
     router = upgraded(source, how)
     assert router.score.null_rows.dtype == torch.bfloat16
-    before, after = source(x).dense()[clear], router(x).dense()[clear]
-    assert int(clear.sum()) > T // 2
-    assert torch.equal(before, after)
+    assert torch.equal(source(x).dense(), router(x).dense())
 
 
 def test_the_source_stays_as_it_was_and_apart():

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from coterie.errors import OptionError
 from coterie.ops.select import check_k
-from coterie.routers.base import Router
+from coterie.routers.base import Router, Select
 from coterie.routers.presets.adamoe import nullable
 from coterie.routers.presets.rmoe import recurrent_of
 from coterie.routers.score import Blend, Frozen, LinearScore, Recurrent, WithNulls
-from coterie.routers.select import TopK
+from coterie.routers.select import CopiesBeside, TopK
 
 __all__ = ["add_nulls", "add_recurrence"]
 
@@ -37,8 +37,7 @@ def add_nulls(
     experts with their weights:
 
     - ``copied`` with ``num_nulls = m * E`` and ``k = k_0 * (1 + m)``, for m = 1, 2...: every row is copied m times,
-      so that an item takes its k_0 experts and all their copies. (Two experts of equal logit at the border
-      are both taken: bfloat16 has such ties, float32 next to none.)
+      so that an item takes its k_0 experts and all their copies (`coterie.routers.select.CopiesBeside` orders ties);
     - ``pinned`` with ``num_nulls >= k - k_0``: that many nulls lie ``offset`` above any expert and fill what k was
       raised by, the others as far below. Let the offset fade in training: ``router.score.offset.mul_(0.99)``.
 
@@ -75,9 +74,11 @@ def add_nulls(
     nulls = _copied(score, num_nulls)
     if start == "pinned":
         nulls.pin(k - select.k, offset)
+    chooses: Select = TopK(k, nulls.num_routes)
+    if start == "copied":
+        chooses = CopiesBeside(chooses, router.num_experts, num_nulls)
     made = nullable(
-        nulls, TopK(k, nulls.num_routes), router.num_experts, num_nulls, min_true=min_true,
-        weigh=deepcopy(router.weigh),
+        nulls, chooses, router.num_experts, num_nulls, min_true=min_true, weigh=deepcopy(router.weigh)
     )  # fmt: skip
     return made.train(router.training)
 

@@ -12,7 +12,7 @@ from coterie.routers.presets.build import PRESETS
 from coterie.routers.presets.weighing import weighing
 from coterie.routers.routes import RouteTable
 from coterie.routers.score import LinearScore, WithNulls
-from coterie.routers.select import AtLeastTrue, TopK, TopP
+from coterie.routers.select import AtLeastTrue, CopiesBeside, TopK, TopP
 from coterie.routers.weigh import TrueOnly
 
 
@@ -77,7 +77,9 @@ def adamoe(
         nulls.pin(pinned)
     score = true if nulls is None else nulls
     num_routes = num_experts + num_nulls
-    chooses = TopK(k, num_routes) if select == "top_k" else TopP(p, num_routes, k_max=k)
+    chooses: Select = TopK(k, num_routes) if select == "top_k" else TopP(p, num_routes, k_max=k)
+    if nulls is not None and copied:
+        chooses = CopiesBeside(chooses, num_experts, num_nulls)
     weigh = weighing(activation, renormalise, scale, rounded)
     return nullable(score, chooses, num_experts, num_nulls, weigh=weigh, min_true=min_true, identity=null == "identity")
 
