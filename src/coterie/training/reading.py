@@ -15,7 +15,7 @@ from coterie.training.recipe import PYTHON, Recipe
 from coterie.training.text import python_sources, read_text, split_text
 from coterie.training.tokens import token_ids, train_tokenizer
 
-_HELD = 200_000  # characters that are measured on at most: each measurement reads all of them
+_HELD = 1 << 16  # characters that are measured on at most: each measurement reads all of them
 _BYTES = 258  # entries: every byte, an end, padding
 
 

@@ -27,7 +27,7 @@ def read_text(paths: Sequence[Path | str]) -> str:
     return "\n\n".join(_read(file) for file in files)
 
 
-def python_sources(size: int = 2_000_000) -> str:
+def python_sources(size: int = 1_000_000) -> str:
     """About ``size`` characters of the standard library's sources: text that every machine with Python has.
 
     Whole files in a fixed random order, so the same Python gives the same text.
