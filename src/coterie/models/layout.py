@@ -99,7 +99,7 @@ def _of_site(name: str, found: Mapping[str, _Found]) -> tuple[_Found | None, str
 
 def _add_kind(name: str, part: TensorRange, found: Mapping[str, _Found], where: str) -> None:
     """A tensor of experts of a kind, by the name `kind_name` gives it."""
-    number, expert, weight = (name.removeprefix(KIND_PREFIX).split(".", 2) + ["", ""])[:3]
+    number, expert, weight = [*name.removeprefix(KIND_PREFIX).split(".", 2), "", ""][:3]
     if not (number + expert).isdecimal() or int(number) >= len(found):
         raise CheckpointError(f"{where} has {name!r}, which is no expert of its model. Copy or download it again.")
     list(found.values())[int(number)].each[int(expert)][weight] = part

@@ -62,7 +62,7 @@ def resize_gate(model: Any, site: MoESite, routes: int) -> None:
             if name in COUNTS and value == site.num_experts:
                 setattr(module, name, routes)
     for module, name, tensor in _per_expert(gate, block, site.num_experts):
-        grown = _grown(tensor, routes)
+        grown = _grown(tensor, site.num_experts, routes)
         if isinstance(tensor, nn.Parameter):
             module.register_parameter(name, nn.Parameter(grown, tensor.requires_grad))
         else:
@@ -75,15 +75,23 @@ def _per_expert(gate: nn.Module, block: nn.Module, count: int) -> list[tuple[nn.
     found = []
     for module in [*inside, block]:
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if tensor.dim() and tensor.shape[0] == count:
+            if _axis(tensor, count) is not None:
                 found.append((module, name, tensor))
     return found
 
 
-def _grown(tensor: Tensor, count: int) -> Tensor:
-    grown = torch.zeros(count, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
-    keep = min(count, tensor.shape[0])
-    grown[:keep] = tensor[:keep].detach()
+def _axis(tensor: Tensor, count: int) -> int | None:
+    """The first dimension that is more than one, if it is ``count``."""
+    axis = next((axis for axis, size in enumerate(tensor.shape) if size != 1), None)
+    return axis if axis is not None and tensor.shape[axis] == count else None
+
+
+def _grown(tensor: Tensor, before: int, count: int) -> Tensor:
+    axis = _axis(tensor, before) or 0
+    size = [*tensor.shape[:axis], count, *tensor.shape[axis + 1 :]]
+    grown = torch.zeros(size, dtype=tensor.dtype, device=tensor.device)
+    keep = min(before, count)
+    grown.narrow(axis, 0, keep).copy_(tensor.detach().narrow(axis, 0, keep))
     return grown
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
-from coterie.errors import OptionError
+from coterie.errors import CoterieError, OptionError
 from coterie.models.checkpoint import Checkpoint
-from coterie.models.compat import BASE, MODEL_TYPE
+from coterie.models.compat import BASE, MODEL_TYPE, skeleton
 from coterie.models.hypotheses import Groups
 from coterie.models.reshape import COUNTS
 from coterie.surgery.routing_tensors import gate_facts
 
-__all__ = ["as_coterie", "check_gate", "with_counts", "without_quantisation"]
+__all__ = ["as_coterie", "check_gate", "says_inner", "with_counts", "without_quantisation"]
 
 _INNER = ("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
 
@@ -48,7 +49,7 @@ def _fits(groups: Groups, routes: int, top_k: int) -> bool:
 
 
 def with_counts(config: Mapping[str, Any], before: int, after: int, inner: tuple[int, int] | None) -> dict[str, Any]:
-    """The config with another number of experts, and another inner width of each where ``inner`` (before, after) says so.
+    """The config with another number of experts, and another inner width of each by ``inner`` (before, after).
 
     Raises:
         OptionError: no field of the config says it.
@@ -56,8 +57,8 @@ def with_counts(config: Mapping[str, Any], before: int, after: int, inner: tuple
     new = copy.deepcopy(dict(config))
     if before != after and not _replace(new, COUNTS, before, after, every=True):
         raise OptionError(
-            f"config.json of this family has no field that says {before} experts for all layers, so that another number "
-            "cannot be said. Choose the coterie container."
+            f"config.json of this family has no field that says {before} experts for all layers, so that no other number "
+            "can be said. Choose the coterie container."
         )
     if inner is not None and inner[0] != inner[1] and not _replace(new, _INNER, *inner, every=False):
         raise OptionError(
@@ -65,6 +66,22 @@ def with_counts(config: Mapping[str, Any], before: int, after: int, inner: tuple
             "coterie container."
         )
     return new
+
+
+@lru_cache(maxsize=8)
+def says_inner(checkpoint: Checkpoint, inner: int) -> bool:
+    """Whether config.json can say that experts are ``inner`` wide inside, and change nothing else by it."""
+    try:
+        config = with_counts(checkpoint.config.to_dict(), 0, 0, (checkpoint.sites[0].shape.inner, inner))
+        other = skeleton(type(checkpoint.config).from_dict(config), checkpoint.compute_dtype)
+    except CoterieError:
+        return False
+    sites = tuple(f"{site.name}." for site in checkpoint.sites)
+    here, there = (
+        {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith(sites)}
+        for model in (skeleton(checkpoint.config, checkpoint.compute_dtype), other)
+    )
+    return here == there
 
 
 def _replace(table: dict[str, Any], names: tuple[str, ...], before: int, after: int, every: bool) -> bool:

@@ -19,7 +19,7 @@ from coterie.models.stored import SiteExperts, Stored, write_stored
 from coterie.surgery.card import write_card
 from coterie.surgery.layer import LayerExperts, NewLayer, read_layer
 from coterie.surgery.method import Method
-from coterie.surgery.new_config import as_coterie, check_gate, with_counts, without_quantisation
+from coterie.surgery.new_config import as_coterie, check_gate, says_inner, with_counts, without_quantisation
 from coterie.surgery.routing_tensors import router_tensors
 from coterie.surgery.size import Size, size_of
 from coterie.surgery.target import Target, router_names, targets
@@ -183,7 +183,9 @@ def needed_container(checkpoint: Checkpoint, layers: list[SiteExperts]) -> str:
         return "coterie"
     if any(each.experts_of is not None for each in layers):
         return "alias"
-    return "native" if len({each.inner for each in layers}) <= 1 else "coterie"
+    widths = {each.inner for each in layers}
+    said = len(widths) == 1 and (widths == {None} or says_inner(checkpoint, *widths))
+    return "native" if said or not layers else "coterie"
 
 
 def _refuse_early(checkpoint: Checkpoint, layers: list[SiteExperts], container: str, layer: int) -> None:
@@ -213,6 +215,11 @@ def _cannot_say(layers: list[SiteExperts], container: str, needed: str, layer: i
         remedy = "Choose the coterie container"
     else:
         counts = sorted({each.routes for each in layers})
+        if len(counts) == 1:
+            return (
+                f"The {container} container cannot hold this: config.json has no word for the inner width of experts "
+                "alone. Choose the coterie container."
+            )
         reason = f"config.json has one number of experts for all layers, and they would have {counts}"
         remedy = "Keep as many in every layer (uniform), or choose the coterie container"
     return f"The {container} container cannot hold this: {reason}. {remedy}."
@@ -245,7 +252,7 @@ def _unknown(checkpoint: Checkpoint, known: set[str]) -> set[str]:
     names = DiskNames(skeleton(checkpoint.config, checkpoint.compute_dtype))
     beside = tuple(f"{name}." for name in checkpoint.beside)
     rest = checkpoint.ranges.keys() - checkpoint.dense.keys() - known
-    shared = {name for site in checkpoint.sites for part, name in site.names.items() if part == "post_norm"}
+    shared = {name for site in checkpoint.sites for name in site.names.get("post_norm", ())}
     return {name for name in rest - shared if not names.place(name).name.startswith(beside or ("\0",))}
 
 

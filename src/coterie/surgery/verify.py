@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,17 +76,10 @@ def written_logits(path: Any, ids: Tensor) -> Tensor:
     if sum(part.nbytes for part in written.ranges.values()) <= _WHOLE:
         try:
             with quiet():
-                kind = auto_class(written.config) if written.stored is None else _auto()
-                return logits_of(kind.from_pretrained(path, dtype=torch.float32).eval(), ids)
+                return logits_of(auto_class(written.config).from_pretrained(path, dtype=torch.float32).eval(), ids)
         except UnsupportedError:  # a family whose experts only the host can call
             pass
     return logits_of(served(written), ids)
-
-
-def _auto() -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM
 
 
 def served(checkpoint: Checkpoint) -> Any:
@@ -131,6 +125,9 @@ def _beginning(
         new = edit(layer).checked(layer)
         if new.num_routes != rows_now[0]:
             resize_gate(host, replace(found, num_experts=rows_now[0]), new.num_routes)
+            bridge: Any = host.get_submodule(site.name)
+            if isinstance(bridge.reader, partial) and "num_experts" in bridge.reader.keywords:
+                bridge.reader = partial(bridge.reader.func, num_experts=new.num_routes)
             rows_now[0] = new.num_routes
         state = {**dict(host.named_parameters()), **dict(host.named_buffers())}
         for each in tensors:
