@@ -9,11 +9,13 @@ from coterie.jobs.load import Residence, load
 from coterie.jobs.locate import locate
 from coterie.jobs.plan import Plan, plan
 from coterie.jobs.record import Record, record
+from coterie.jobs.statistics import Calibration, collect_statistics
 from coterie.jobs.usage import Usage, usage
 from coterie.jobs.verify import Report, verify
 
 __all__ = [
     "Budget",
+    "Calibration",
     "Diagnosis",
     "Inspection",
     "Plan",
@@ -21,6 +23,7 @@ __all__ = [
     "Report",
     "Residence",
     "Usage",
+    "collect_statistics",
     "doctor",
     "inspect",
     "load",

@@ -80,7 +80,8 @@ class Run:
             stats, budget = host.coterie.stats(), host.coterie.budget.describe()
         finally:
             host.coterie.close()
-        return Found(sites, {}, budget, stats.hit_rate, stats.bytes_read)
+        words = f"{format_bytes(self._collected(self.checkpoint))} for statistics beside {budget}"
+        return Found(sites, {}, words, stats.hit_rate, stats.bytes_read)
 
     def dense(self, gradients: bool) -> Found:
         """Resident."""
@@ -118,9 +119,12 @@ class Run:
     def _applying(self, done: int, total: int) -> None:
         self.say(f"Applying every expert to the sample: layer {done + 1} of {total}")
 
+    def _collected(self, checkpoint: Checkpoint) -> int:
+        return collected_bytes(checkpoint, len({part.domain for part in self.parts}), self.sample)
+
     def _hosted(self, checkpoint: Checkpoint) -> Any:
         """The model, with as many sequences per forward as the budget has room for beside the statistics."""
-        extra = collected_bytes(checkpoint, len({part.domain for part in self.parts}), self.sample)
+        extra = self._collected(checkpoint)
         total = default_memory() if self.memory is None else parse_bytes(self.memory)
         while True:
             try:
