@@ -7,11 +7,13 @@ from typing import Annotated
 import typer
 
 from coterie import __version__
+from coterie.cli.compress import compress
 from coterie.cli.doctor import doctor
 from coterie.cli.inspect import inspect
 from coterie.cli.merge import merge
 from coterie.cli.plan import plan
 from coterie.cli.prune import prune
+from coterie.cli.quantize import quantize
 from coterie.cli.reproduce import reproduce
 from coterie.cli.run import run
 from coterie.cli.trace import trace
@@ -49,6 +51,8 @@ app.command()(inspect)
 app.command()(plan)
 app.command()(trace)
 app.command()(train)
+app.command()(compress)
+app.command()(quantize)
 app.command()(verify)
 app.command()(merge)
 app.command()(prune)

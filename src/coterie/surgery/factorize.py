@@ -68,7 +68,7 @@ def factorize_layer(layer: LayerExperts, how: LayerFactors, moments: InputMoment
 
     Returns:
         the new layer, routes as they were; ``about`` has ``ranks`` and ``error``: matrix name -> mean rank, and root of
-        the mean over experts of what is missed relative to what there is.
+        the mean over experts of what is missed relative to what there is; and ``kept``, the share of units of S.
 
     Raises:
         UnsupportedError: the experts end in a norm.
@@ -91,10 +91,21 @@ def factorize_layer(layer: LayerExperts, how: LayerFactors, moments: InputMoment
         DTYPE_NAMES[layer.site.dtype],
     )  # fmt: skip
     about: dict[str, Any] = {
+        "experts": layer.num_experts,
+        "kept": _share_kept(factors, layer.shape.weight_shapes()),
         "ranks": {name: sum(one[name].rank for one in factors) / len(factors) for name in names},
         "error": {name: (sum(one[name] for one in errors) / len(errors)) ** 0.5 for name in names},
     }
     return NewLayer({}, layer.router, layer.experts_of, about, kind, parts)
+
+
+def _share_kept(factors: Sequence[Mapping[str, Factors]], sizes: Mapping[str, tuple[int, ...]]) -> float:
+    """Of all units of S of the matrices that are products, how many stayed."""
+    units = [
+        (one.kept, sizes[name][0 if one.unit == "row" else 1])
+        for each in factors for name, one in each.items() if one.rank
+    ]  # fmt: skip
+    return sum(kept for kept, _ in units) / max(1, sum(of for _, of in units))
 
 
 def factorize_expert(

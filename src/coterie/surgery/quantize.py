@@ -25,23 +25,22 @@ def width_bytes(rows: int, columns: int, width: IntegerWidth) -> int:
     return rows * (packed_columns(columns, width.bits) + 2 * scale_columns(columns, width.group))
 
 
-def width_errors(
-    layer: LayerExperts, options: Sequence[IntegerWidth], moments: InputMoments
-) -> dict[str, list[list[float]]]:  # fmt: skip
-    """Matrix name -> for each expert and option, what it misses relative to what there is, squared.
+def width_errors(layer: LayerExperts, options: Sequence[IntegerWidth], moments: InputMoments) -> dict[str, Tensor]:
+    """Matrix name -> [E, 1 + options] float64: what there is of each expert's matrix, and what each width misses of it.
 
     Args:
         layer: as `coterie.surgery.read_layer` reads it.
         options: widths to try.
-        moments: by which errors are weighed, see `InputMoments`.
+        moments: by which both are weighed, see `InputMoments`.
     """
     found: dict[str, list[list[float]]] = {name: [] for name in _matrices(layer)}
     for expert in range(layer.num_experts):
         heard_by = moments.of(expert)
         for name, each in found.items():
-            weight = layer.weights[name][expert]
-            each.append([_missed(weight, quantize(weight, *width), width, heard_by[name]) for width in options])
-    return found
+            weight, by = layer.weights[name][expert], heard_by[name]
+            missed = [_missed(weight, quantize(weight, *width), width, by) for width in options]
+            each.append([heard(weight, by), *missed])
+    return {name: torch.tensor(each, dtype=torch.float64) for name, each in found.items()}
 
 
 def quantize_layer(layer: LayerExperts, widths: Widths, moments: InputMoments) -> NewLayer:
@@ -71,7 +70,8 @@ def quantize_layer(layer: LayerExperts, widths: Widths, moments: InputMoments) -
                 continue
             width = widths[name][expert]
             own[f"{name}_q"], own[f"{name}_scale"] = made = quantize(weight, *width)
-            missed[name] += _missed(weight, made, width, heard_by[name])
+            there = max(heard(weight, heard_by[name]), 1e-30)
+            missed[name] += _missed(weight, made, width, heard_by[name]) / there
         parts.append(own)
     kind = Integers(layer.shape, layer.num_experts, widths, DTYPE_NAMES[layer.site.dtype])
     about: dict[str, Any] = {
@@ -82,9 +82,8 @@ def quantize_layer(layer: LayerExperts, widths: Widths, moments: InputMoments) -
 
 
 def _missed(weight: Tensor, made: tuple[Tensor, Tensor], width: IntegerWidth, moments: Tensor | None) -> float:
-    """What the integers miss of ``weight`` relative to what there is, squared."""
-    back = dequantize(*made, weight.shape[1], width.group, torch.float32)
-    return heard(back - weight.float(), moments) / max(heard(weight, moments), 1e-30)
+    """What the integers miss of ``weight``, squared."""
+    return heard(dequantize(*made, weight.shape[1], width.group, torch.float32) - weight.float(), moments)
 
 
 def _mean_bits(widths: Sequence[IntegerWidth], rows: int, columns: int) -> float:

@@ -32,7 +32,7 @@ def factorize_model(model: Any, ranks: int | Mapping[str, LayerFactors], unit: s
 
     Args:
         model: a live transformers model.
-        ranks: of every matrix, cut to what it can have; or site name -> ranks of its matrices.
+        ranks: of every matrix, cut to what it can have; or site name -> ranks of its matrices: other sites stay.
         unit: what will be pruned, see `LayerFactors`.
 
     Returns what undoes it: the experts that were there before are kept, and take memory, until it is forgotten.
@@ -48,7 +48,8 @@ def factorize_model(model: Any, ranks: int | Mapping[str, LayerFactors], unit: s
         inner = original.true_experts if isinstance(original, ExpertsBridge) else experts_from(original)
         if not isinstance(inner, FFN):
             raise OptionError(f"{site.name} has {type(inner).__name__}. Start from plain feed-forward experts.")
-        made = _factored(inner, ranks if isinstance(ranks, int) else ranks[site.name], unit)
+        left = not isinstance(ranks, int) and site.name not in ranks
+        made = inner if left else _factored(inner, ranks if isinstance(ranks, int) else ranks[site.name], unit)
         return completed(aliased(made, site.experts_of), site.gate)
 
     config = model.config
