@@ -99,7 +99,9 @@ class MixtureFamily:
         if self.name == "qwen2_moe":
             carried["qkv_bias"] = _has_bias(dense, "q_proj")
             if dense.config.model_type == "mistral":  # its window is every layer's, and there is one if it is said
-                carried |= {"use_sliding_window": source.get("sliding_window") is not None, "max_window_layers": 0}
+                windowed = source.get("sliding_window") is not None
+                every = ["sliding_attention" if windowed else "full_attention"] * source["num_hidden_layers"]
+                carried |= {"use_sliding_window": windowed, "layer_types": every}
         made = kind(**carried, **self.fields(sizes[0], top_k, sizes[1], sizes[2]))
         made.architectures = [f"{_CLASSES[self.name]}ForCausalLM"]
         return made
