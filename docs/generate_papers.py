@@ -1,4 +1,4 @@
-"""Write what was measured into docs/papers/*.md, from docs/papers/results/*.json, which `coterie reproduce` wrote.
+"""Write what was measured into docs/papers/*.md and docs/reproduce.md, from docs/papers/results/*.json, which `coterie reproduce` wrote.
 
 `make docs` calls it; a test holds the pages up to date.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coterie.studies.page import with_measured
+from coterie.studies.page import markdown_of, overview_of, with_measured
 from coterie.studies.record import read_record
 
 PAGES = Path(__file__).parent / "papers"
@@ -15,12 +15,11 @@ RESULTS = PAGES / "results"
 
 
 def pages() -> dict[Path, str]:
-    """Page -> its text with what was measured, for every study that has a result."""
-    made = {}
-    for result in sorted(RESULTS.glob("*.json")):
-        page = PAGES / f"{result.stem}.md"
-        made[page] = with_measured(page.read_text(encoding="utf-8"), read_record(result))
-    return made
+    """Page -> its text with what was measured, for every study that has a result, and the overview of all."""
+    records = {result.stem: read_record(result) for result in sorted(RESULTS.glob("*.json"))}
+    texts = {PAGES / f"{name}.md": markdown_of(record) for name, record in records.items()}
+    texts[PAGES.parent / "reproduce.md"] = overview_of(list(records.values()))
+    return {page: with_measured(page.read_text(encoding="utf-8"), text) for page, text in texts.items()}
 
 
 if __name__ == "__main__":

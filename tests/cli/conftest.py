@@ -13,6 +13,12 @@ def tiny(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("cli") / "tiny", "olmoe", experts=16, k=4, shards=2)
 
 
+@pytest.fixture(autouse=True)
+def memory_as_it_was(monkeypatch):
+    """Commands run in this process, whose memory must not be kept for the tests that come later."""
+    monkeypatch.setattr("coterie.training.memory.keep_memory", lambda: False)
+
+
 @pytest.fixture
 def coterie():
     """Run the command in this process: ``coterie("run", path, ...)`` -> result with stdout, stderr, exit_code."""

@@ -9,7 +9,7 @@ import pytest
 import toy_study
 
 from coterie.studies import STUDIES, open_study, run_study
-from coterie.studies.page import BEGIN, END, markdown_of, with_measured
+from coterie.studies.page import BEGIN, END, markdown_of, overview_of, with_measured
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -33,13 +33,17 @@ def test_the_measured_part(record):
 
 def test_only_what_is_between_the_marks_is_written_anew(record):
     page = f"# Toy\n\nBefore.\n\n{BEGIN}\n\nyesterday\n\n{END}\n\nAfter.\n"
-    written = with_measured(page, record)
+    written = with_measured(page, markdown_of(record))
     assert written.startswith("# Toy\n\nBefore.\n\n")
     assert written.endswith("\n\nAfter.\n")
     assert "yesterday" not in written
-    assert with_measured(written, record) == written
+    assert with_measured(written, markdown_of(record)) == written
     with pytest.raises(ValueError, match="measured: begin"):
-        with_measured("# Toy", record)
+        with_measured("# Toy", "text")
+
+
+def test_the_overview_counts_gated_claims(record):
+    assert f"| [{record['study']}](papers/{record['study']}.md) | 0 | 1 | 1 |" in overview_of([record])
 
 
 def test_pages_are_up_to_date():

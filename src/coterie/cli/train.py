@@ -95,6 +95,7 @@ def train(
     """
     from coterie.cli.progress import Progress
     from coterie.errors import OptionError
+    from coterie.training.memory import keep_memory
 
     if (what is None) == (model is None):
         raise OptionError(
@@ -104,6 +105,7 @@ def train(
     alone = {"--router": router, "--option": option, "--target-mean-experts": target_mean_experts, "--freeze": freeze}
     _check_together(what, model, alone, {"--domains": domains, "--sources": sources})
     changes = {"steps": steps, "seed": seed, "rate": rate, "batch": batch, "length": length, "text": text}
+    keep_memory()
     try:
         with Progress(quiet) as progress:
             if what == POCKET:

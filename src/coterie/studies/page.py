@@ -14,8 +14,18 @@ def markdown_of(record: Record) -> str:
     return "\n\n".join([f"{summary_of(record)}.", _claims(record), _arms(record), *_failures(record), _facts(record)])
 
 
-def with_measured(page: str, record: Record) -> str:
-    """``page`` with the text between its marks written anew.
+def overview_of(records: Sequence[Record]) -> str:
+    """A row per study: what became of its gated claims, and how long it took."""
+    rows = []
+    for record in records:
+        verdicts = [claim["verdict"] for claim in record["claims"] if claim["gated"]]
+        counts = [str(verdicts.count(verdict)) for verdict in ("holds", "does not hold", "not shown")]
+        rows.append([f"[{record['study']}](papers/{record['study']}.md)", *counts, f"{record['seconds'] / 60:.1f}"])
+    return _table(["gated claims of", "hold", "do not hold", "not shown", "minutes"], rows, right=4)
+
+
+def with_measured(page: str, text: str) -> str:
+    """``page`` with ``text`` between its marks, in place of what is there.
 
     Raises:
         ValueError: the page has no such marks.
@@ -24,7 +34,7 @@ def with_measured(page: str, record: Record) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the page has no {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{markdown_of(record)}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
 
 
 def _claims(record: Record) -> str:
