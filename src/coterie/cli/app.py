@@ -9,6 +9,7 @@ import typer
 from coterie import __version__
 from coterie.cli.compress import compress
 from coterie.cli.doctor import doctor
+from coterie.cli.export import export
 from coterie.cli.inspect import inspect
 from coterie.cli.merge import merge
 from coterie.cli.plan import plan
@@ -16,6 +17,7 @@ from coterie.cli.prune import prune
 from coterie.cli.quantize import quantize
 from coterie.cli.reproduce import reproduce
 from coterie.cli.run import run
+from coterie.cli.split import split
 from coterie.cli.trace import trace
 from coterie.cli.train import train
 from coterie.cli.verify import verify
@@ -54,7 +56,9 @@ app.command()(train)
 app.command()(compress)
 app.command()(quantize)
 app.command()(verify)
+app.command()(split)
 app.command()(merge)
+app.command()(export)
 app.command()(prune)
 app.command()(reproduce)
 app.command()(doctor)

@@ -75,7 +75,7 @@ def trace(
     from coterie.cli.progress import Progress
 
     _check(out, statistics, domain, gradients)
-    texts, domains = text or [], _domains(domain or [])
+    texts, domains = text or [], domains_of(domain or [])
     record: dict[str, Any] = {"model": model}
     shown: list[str] = []
     with Progress(as_json) as progress:
@@ -127,7 +127,7 @@ def _check(out: Path | None, statistics: Path | None, domain: list[str] | None, 
         raise OptionError("--domain and --gradients are about statistics. Say where they go: --statistics FILE")
 
 
-def _domains(given: list[str]) -> dict[str, list[Path]]:
+def domains_of(given: list[str]) -> dict[str, list[Path]]:
     """NAME=FILE, several files of one name together, in the order given."""
     from coterie.errors import OptionError
 

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coterie.errors import OptionError
+from coterie.models.statistics import FFNStatistics
+from coterie.surgery.dense import DenseLayer
 
-__all__ = ["FeedForward"]
+__all__ = ["FeedForward", "feed_forward"]
 
 # tokens whose activations are made at once: 4 x 14336 x 512 bytes are 28 MiB
 _ROWS = 512
@@ -117,3 +119,14 @@ class FeedForward:
     def _linear(self, name: str, x: Tensor) -> Tensor:
         bias = self.weights.get(f"{name}_bias")
         return F.linear(x, self.weights[name].float(), None if bias is None else bias.float())
+
+
+def feed_forward(layer: DenseLayer, seen: FFNStatistics | None = None) -> FeedForward:
+    """One layer of a dense checkpoint, with what statistics say of it."""
+    if seen is None:
+        return FeedForward(layer.weights, layer.shape.hidden, layer.ffn.layer)
+    return FeedForward(
+        layer.weights, layer.shape.hidden, layer.ffn.layer, seen.inputs, seen.activity,
+        {name: use.channel[0] for name, use in seen.domains.items()}, seen.channel,
+        {name: use.gradient[0] for name, use in seen.domains.items() if use.gradient is not None},
+    )  # fmt: skip
