@@ -13,6 +13,7 @@ from coterie.cli.surgery_options import (
     Container,
     Experts,
     Out,
+    Report,
     Resume,
     Shown,
     SkipLayers,
@@ -87,6 +88,7 @@ def merge(
     seed: Annotated[int | None, typer.Option(min=0, help="Of random groups.", rich_help_panel=HOW)] = None,
     skip_layers: SkipLayers = None,
     container: Container = "auto",
+    report: Report = None,
     memory: Memory = None,
     resume: Resume = False,
     revision: Revision = None,
@@ -99,17 +101,22 @@ def merge(
     """
     from coterie.cli.progress import Progress
     from coterie.jobs.merge import merge as make
+    from coterie.jobs.output import check_output
 
     options = given(
         dominant=dominant, group=group, align=align, reference=reference, weigh=weigh, router=router,
         uniform=uniform, capacity=capacity, seed=seed,
     )  # fmt: skip
+    if report is not None:
+        check_output(report)
     with Progress(as_json) as progress:
         made = make(
             model, out, experts, method=method, statistics=statistics, texts=text or (), memory=memory,
             skip_layers=layer_numbers(skip_layers), container=container,  # type: ignore[arg-type]
             revision=revision, resume=resume, say=progress.say, show=Shown(as_json), **options,
         )  # fmt: skip
+    if report is not None:
+        made.write_page(report)
     if as_json:
         typer.echo(json.dumps({"model": model, **made.as_record()}))
     else:

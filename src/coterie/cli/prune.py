@@ -13,6 +13,7 @@ from coterie.cli.surgery_options import (
     Container,
     Experts,
     Out,
+    Report,
     Resume,
     Shown,
     SkipLayers,
@@ -47,6 +48,7 @@ def prune(
     seed: Annotated[int | None, typer.Option(min=0, help="Of random choices.")] = None,
     skip_layers: SkipLayers = None,
     container: Container = "auto",
+    report: Report = None,
     memory: Memory = None,
     resume: Resume = False,
     revision: Revision = None,
@@ -57,8 +59,11 @@ def prune(
     The result loads in plain transformers where every layer has as many. Compare with coterie merge.
     """
     from coterie.cli.progress import Progress
+    from coterie.jobs.output import check_output
     from coterie.jobs.prune import prune as make
 
+    if report is not None:
+        check_output(report)
     with Progress(as_json) as progress:
         made = make(
             model, out, experts, method=method, statistics=statistics, texts=text or (), memory=memory,
@@ -66,6 +71,8 @@ def prune(
             revision=revision, resume=resume, say=progress.say, show=Shown(as_json), uniform=uniform,
             **given(limit=limit, seed=seed),
         )  # fmt: skip
+    if report is not None:
+        made.write_page(report)
     if as_json:
         typer.echo(json.dumps({"model": model, **made.as_record()}))
     else:

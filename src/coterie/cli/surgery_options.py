@@ -13,7 +13,7 @@ from coterie.errors import OptionError
 if TYPE_CHECKING:
     from coterie.jobs.sheet import Sheet
 
-CALIBRATION = "What the experts are judged by, one of the two"
+CALIBRATION = "What the experts are judged by"
 
 Out = Annotated[Path, typer.Option(metavar="DIR", help="The directory to make. It must not exist.")]
 Experts = Annotated[
@@ -25,7 +25,11 @@ Statistics = Annotated[
 ]
 Text = Annotated[
     list[Path] | None,
-    typer.Option(metavar="FILE", help="A UTF-8 text to run over; may be given often.", rich_help_panel=CALIBRATION),
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=CALIBRATION,
+        help="A UTF-8 text to run over, which both models are also to foretell; may be given often.",
+    ),
 ]
 SkipLayers = Annotated[
     str | None, typer.Option(metavar="LAYERS", help="Decoder layers that stay as they are, such as 0 or 0,5-7.")
@@ -37,11 +41,14 @@ Container = Annotated[
         "coterie (layers that differ), or auto: the first that can say it."
     ),
 ]
+Report = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a page with pictures, such as report.html.")
+]  # fmt: skip
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with work that was cut off.")]
 
 
 def layer_numbers(text: str | None) -> list[int]:
-    """ "0,5-7" as [0, 5, 6, 7].
+    """Such as [0, 5, 6, 7] of the text 0,5-7.
 
     Raises:
         OptionError: it is neither numbers nor ranges.

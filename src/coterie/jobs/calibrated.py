@@ -16,6 +16,7 @@ from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
 from coterie.models.statistics import SiteStatistics, Statistics
 from coterie.surgery.deciding import Decider
 from coterie.surgery.layer import LayerExperts, read_layer
+from coterie.surgery.rewrite import CONTAINERS
 from coterie.surgery.router_knowledge import RouterKnowledge, RouterLimits, router_knowledge
 from coterie.surgery.writer import refuse_existing
 
@@ -86,7 +87,7 @@ def calibrated(
     model: str | Path | Checkpoint, out: str | Path, *, statistics: str | Path | Statistics | None = None,
     texts: Sequence[str | Path] | Mapping[str, str] = (), memory: str | int | None = None,
     skip_layers: Sequence[int] = (), revision: str | None = None, resume: bool = False,
-    say: Say = lambda text: None,
+    container: str = "auto", say: Say = lambda text: None,
 ) -> Calibrated:  # fmt: skip
     """Open ``model`` and load its statistics, or collect them on ``texts``. Blocks.
 
@@ -94,21 +95,24 @@ def calibrated(
         model, revision, memory: as of `coterie.load`.
         out: where the result is to go; refused now if it cannot.
         statistics: a file of `coterie.jobs.collect_statistics`, or what it returned.
-        texts: in place of it: files, or name -> text.
+        texts: in place of it: files, or name -> text. Beside statistics they are not looked at here.
         skip_layers: numbers of decoder layers that stay as they are.
         resume: unfinished work at ``out`` is no obstacle.
+        container: what the result is to be; only looked at.
 
     Raises:
-        OptionError: neither statistics nor texts or both, ``out`` exists, or layers to skip that are not there.
+        OptionError: neither statistics nor texts, ``out`` exists, or layers to skip that are not there.
         CheckpointError: the checkpoint or the statistics are damaged, or the statistics are of another model.
         PromptError: a text is missing, empty, binary or too short.
     """
     refuse_existing(Path(out).expanduser(), resume)
-    if (statistics is None) == (not texts):
+    if statistics is None and not texts:
         raise OptionError(
-            "Say what the experts are judged by, one of the two: --text notes.txt, or --statistics stats.safetensors, "
-            "which coterie trace MODEL --text notes.txt --statistics stats.safetensors makes."
+            "Say what the experts are judged by: --text notes.txt, or --statistics stats.safetensors, which coterie "
+            "trace MODEL --text notes.txt --statistics stats.safetensors makes."
         )
+    if container not in CONTAINERS:
+        raise OptionError(f"There is no container {container!r}. There are: {', '.join(CONTAINERS)}.")
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(locate(model, revision))
     _refuse_unlike(checkpoint)
     chosen = _chosen(checkpoint, skip_layers)

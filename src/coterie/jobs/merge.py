@@ -12,9 +12,11 @@ from torch import Tensor
 from coterie.errors import UnsupportedError
 from coterie.jobs.calibrated import Calibrated, calibrated
 from coterie.jobs.sheet import Sheet
+from coterie.jobs.shrink_page import merge_parts
 from coterie.jobs.shrink_sheet import errors_sheet, groups_sheet, redundancy_sheet
+from coterie.jobs.surgery_report import SurgeryReport, surgery_report, write_report
 from coterie.models.checkpoint import Checkpoint
-from coterie.models.statistics import Statistics
+from coterie.models.statistics import SiteStatistics, Statistics
 from coterie.surgery.edits import merge_layer, merge_orders
 from coterie.surgery.grouping import Grouping
 from coterie.surgery.layer import LayerExperts, NewLayer
@@ -41,28 +43,33 @@ class Merged:
     """What `merge` made.
 
     Attributes:
-        made: the new checkpoint, sizes before and after, and what was measured in each layer.
+        report: the new checkpoint, sizes before and after, perplexity, what was measured in each layer.
         redundancy: of the layers that were merged, before.
         groupings: who was merged with whom, by the layer's number.
-        method: what was done, as the card says it.
-        source: the checkpoint it was made of.
+        sites: statistics of those layers.
     """
 
-    made: Rewritten
+    report: SurgeryReport
     redundancy: Sequence[LayerRedundancy]
     groupings: Mapping[int, Grouping]
-    method: Method
-    source: Checkpoint = field(repr=False)
+    sites: Sequence[SiteStatistics] = field(repr=False)
+
+    @property
+    def made(self) -> Rewritten:
+        """The new checkpoint."""
+        return self.report.made
 
     def as_record(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {
-            "out": str(self.made.path), "container": self.made.container, "method": self.method.as_record(),
-            "before": self.made.before.as_record(), "after": self.made.after.as_record(),
-            "redundancy": [asdict(each) for each in self.redundancy],
-            "layers": {str(layer): dict(about) for layer, about in self.made.layers.items() if about},
-            "difference": self.made.difference,
-        }  # fmt: skip
+        return {**self.report.as_record(), "redundancy": [asdict(each) for each in self.redundancy]}
+
+    def write_page(self, path: str | Path) -> None:
+        """One HTML file with pictures.
+
+        Raises:
+            OptionError: the file cannot be written.
+        """
+        write_report(path, self.report, merge_parts(self.sites, self.groupings, self.redundancy))
 
 
 def merge(
@@ -81,7 +88,8 @@ def merge(
         model, revision, memory: as of `coterie.load`.
         experts: that each merged layer has afterwards, on average.
         method: a name of `coterie.surgery.MERGES`, or "auto": what moves the layers least on the sample, of those.
-        statistics, texts: what the experts are judged by: a file of `coterie trace --statistics`, or texts.
+        statistics: what the experts are judged by: a file of `coterie trace --statistics`.
+        texts: without statistics, what they are collected on; what both models are to foretell, for the report.
         skip_layers: decoder layers that stay as they are.
         container: as of `coterie.surgery.rewrite`.
         resume: go on with unfinished work.
@@ -96,7 +104,7 @@ def merge(
     chosen = None if method == "auto" else MergeOptions.of(method, experts, **options)
     found = calibrated(
         model, out, statistics=statistics, texts=texts, memory=memory, skip_layers=skip_layers, revision=revision,
-        resume=resume, say=say,
+        resume=resume, container=container, say=say,
     )  # fmt: skip
     found.refuse_target(experts, "merging")
     redundancy = [layer_redundancy(site) for site in found.sites]
@@ -115,7 +123,9 @@ def merge(
     )  # fmt: skip
     if (errors := errors_sheet(made.layers, "merging")) is not None:
         show(errors)
-    return Merged(made, redundancy, dict(zip(layers, plans, strict=True)), about, found.checkpoint)
+    report = surgery_report(found.checkpoint, made, about, texts=texts, memory=memory, say=say)
+    show(report.sheet())
+    return Merged(report, redundancy, dict(zip(layers, plans, strict=True)), found.sites)
 
 
 def plan(found: Calibrated, options: MergeOptions) -> list[Grouping]:

@@ -9,9 +9,11 @@ from typing import Any
 
 from coterie.jobs.calibrated import Calibrated, calibrated
 from coterie.jobs.sheet import Sheet
+from coterie.jobs.shrink_page import prune_parts
 from coterie.jobs.shrink_sheet import errors_sheet, kept_sheet, redundancy_sheet
+from coterie.jobs.surgery_report import SurgeryReport, surgery_report, write_report
 from coterie.models.checkpoint import Checkpoint
-from coterie.models.statistics import Statistics
+from coterie.models.statistics import SiteStatistics, Statistics
 from coterie.surgery.edits import prune_layer
 from coterie.surgery.layer import LayerExperts, NewLayer
 from coterie.surgery.method import Method
@@ -36,28 +38,33 @@ class Pruned:
     """What `prune` made.
 
     Attributes:
-        made: the new checkpoint, sizes before and after, and what was measured in each layer.
+        report: the new checkpoint, sizes before and after, perplexity, what was measured in each layer.
         redundancy: of the layers that were pruned, before.
         kept: the experts that stayed, by the layer's number.
-        method: what was done, as the card says it.
-        source: the checkpoint it was made of.
+        sites: statistics of those layers.
     """
 
-    made: Rewritten
+    report: SurgeryReport
     redundancy: Sequence[LayerRedundancy]
     kept: Mapping[int, tuple[int, ...]]
-    method: Method
-    source: Checkpoint = field(repr=False)
+    sites: Sequence[SiteStatistics] = field(repr=False)
+
+    @property
+    def made(self) -> Rewritten:
+        """The new checkpoint."""
+        return self.report.made
 
     def as_record(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {
-            "out": str(self.made.path), "container": self.made.container, "method": self.method.as_record(),
-            "before": self.made.before.as_record(), "after": self.made.after.as_record(),
-            "redundancy": [asdict(each) for each in self.redundancy],
-            "layers": {str(layer): dict(about) for layer, about in self.made.layers.items() if about},
-            "difference": self.made.difference,
-        }  # fmt: skip
+        return {**self.report.as_record(), "redundancy": [asdict(each) for each in self.redundancy]}
+
+    def write_page(self, path: str | Path) -> None:
+        """One HTML file with pictures.
+
+        Raises:
+            OptionError: the file cannot be written.
+        """
+        write_report(path, self.report, prune_parts(self.sites, self.kept, self.redundancy))
 
 
 def prune(
@@ -86,7 +93,7 @@ def prune(
     chosen = PruneOptions(experts, method, **options)
     found = calibrated(
         model, out, statistics=statistics, texts=texts, memory=memory, skip_layers=skip_layers, revision=revision,
-        resume=resume, say=say,
+        resume=resume, container=container, say=say,
     )  # fmt: skip
     found.refuse_target(experts, "pruning")
     redundancy = [layer_redundancy(site) for site in found.sites]
@@ -101,7 +108,9 @@ def prune(
     )  # fmt: skip
     if (errors := errors_sheet(made.layers, "pruning")) is not None:
         show(errors)
-    return Pruned(made, redundancy, dict(zip(layers, plans, strict=True)), about, found.checkpoint)
+    report = surgery_report(found.checkpoint, made, about, texts=texts, memory=memory, say=say)
+    show(report.sheet())
+    return Pruned(report, redundancy, dict(zip(layers, plans, strict=True)), found.sites)
 
 
 def _edit(found: Calibrated, plans: Sequence[tuple[int, ...]]) -> Callable[[LayerExperts], NewLayer]:
