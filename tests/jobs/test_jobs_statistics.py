@@ -222,5 +222,27 @@ def test_a_truncated_or_strange_dense_model(dense, texts, tmp_path):
     odd = shutil.copytree(dense, tmp_path / "odd")
     config = json.loads((odd / "config.json").read_text())
     (odd / "config.json").write_text(json.dumps(config | {"model_type": "no_such_family"}))
-    with pytest.raises(UnsupportedError, match="cannot load"):
+    with pytest.raises(UnsupportedError, match="does not know"):
         collect_statistics(odd, [texts / "words.txt"])
+    from safetensors.torch import load_file, save_file
+
+    lacking = shutil.copytree(dense, tmp_path / "lacking")
+    weights = load_file(lacking / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, lacking / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="incomplete"):
+        collect_statistics(lacking, [texts / "words.txt"])
+
+
+def test_nan_in_a_checkpoint_is_said_and_nothing_is_written(dense, texts, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(dense, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"not finite in model\.layers\.0\.mlp"):
+        collect_statistics(broken, [texts / "words.txt"], tmp_path / "stats")
+    assert not (tmp_path / "stats").exists()

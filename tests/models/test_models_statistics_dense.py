@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.errors import CheckpointError, OptionError, UnsupportedError
@@ -144,6 +144,7 @@ def test_saliency_of_batches_is_that_of_single_sequences():
         torch.testing.assert_close(ffn.channel, found[1][name].channel, rtol=1e-4, atol=1e-7)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(0, 5), st.randoms(use_true_random=False))
 def test_bits_come_back(inner, rows, lots):
     table = torch.tensor([[lots.random() < 0.5 for _ in range(inner)] for _ in range(rows)]).view(rows, inner).bool()

@@ -14,14 +14,16 @@ from coterie.jobs.load import context_of
 from coterie.jobs.locate import locate
 from coterie.jobs.output import check_output
 from coterie.jobs.sheet import Sheet
-from coterie.jobs.statistics_run import Dense, Run
+from coterie.jobs.statistics_run import Run
 from coterie.models.checkpoint import Checkpoint, open_checkpoint
 from coterie.models.collect import SAMPLE
 from coterie.models.families import check_has_experts
 from coterie.models.identity import identity
 from coterie.models.prompts import Prompts
-from coterie.models.shards import read_config_json, read_ranges
+from coterie.models.shards import read_config_json
 from coterie.models.statistics import Statistics
+from coterie.models.stored import as_base
+from coterie.surgery.dense import open_dense
 
 __all__ = ["Calibration", "collect_statistics"]
 
@@ -115,16 +117,16 @@ def collect_statistics(
     if out is not None:
         check_output(out)
     checkpoint = _opened(model, revision)
-    if gradients and isinstance(checkpoint, Checkpoint):
+    if gradients and checkpoint.sites:
         raise OptionError(
             "Gradients are collected for dense models, which are resident whole; experts in a store have none. Leave "
             "--gradients out: mixtures of experts are scored by usage, output norm and REAP."
         )
     prompts = Prompts.of(checkpoint.path, checkpoint.context_length)
     parts = open_parts(prompts, texts, domains or {}, tokens)
-    check_length(parts, 0 if isinstance(checkpoint, Dense) else max(site.num_experts for site in checkpoint.sites))
+    check_length(parts, max((site.num_routes for site in checkpoint.sites), default=0))
     run = Run(checkpoint, parts, memory, _window(checkpoint, parts, context), sample, seed, slots, say)
-    found = run.experts() if isinstance(checkpoint, Checkpoint) else run.dense(gradients)
+    found = run.experts() if checkpoint.sites else run.dense(gradients)
     about = {
         "model": str(model.path if isinstance(model, Checkpoint) else model), "seed": seed, "sample": sample,
         "family": str(read_config_json(checkpoint.path).get("model_type")), "window": run.window, "batch": run.batch,
@@ -145,23 +147,20 @@ def _check(tokens: int, sample: int, context: int | None, seed: int) -> None:
         )
 
 
-def _opened(model: str | Path | Checkpoint, revision: str | None) -> Checkpoint | Dense:
-    """The checkpoint, with experts or without."""
-    path = model.path if isinstance(model, Checkpoint) else locate(model, revision)
-    raw = read_config_json(path)
+def _opened(model: str | Path | Checkpoint, revision: str | None) -> Checkpoint:
+    """The checkpoint; one without experts has no sites."""
+    if isinstance(model, Checkpoint):
+        return model
+    path = locate(model, revision)
     try:
-        check_has_experts(raw, str(path))
+        check_has_experts(as_base(read_config_json(path), str(path)), str(path))
     except UnsupportedError:
-        config = raw.get("text_config", raw)
-        return Dense(path, read_ranges(path), config.get("max_position_embeddings", config.get("n_positions")))
-    return model if isinstance(model, Checkpoint) else open_checkpoint(path)
+        return open_dense(path)
+    return open_checkpoint(path)
 
 
-def _window(checkpoint: Checkpoint | Dense, parts: Sequence[Part], context: int | None) -> int:
+def _window(checkpoint: Checkpoint, parts: Sequence[Part], context: int | None) -> int:
     """Tokens of a sequence: what was asked for, what the model is made for, and no more than there are."""
     limit = checkpoint.context_length
-    if isinstance(checkpoint, Checkpoint):
-        context = context_of(checkpoint, context or min(_WINDOW, limit or _WINDOW))
-    elif context is not None and limit is not None and context > limit:
-        raise OptionError(f"A context of {context} tokens is more than the model's {limit}. Give {limit} or less.")
-    return min(context or _WINDOW, limit or context or _WINDOW, max(len(part.text.ids) for part in parts))
+    context = context_of(checkpoint, context or min(_WINDOW, limit or _WINDOW))
+    return min(context, max(len(part.text.ids) for part in parts))

@@ -3,44 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from coterie.errors import BudgetError, UnsupportedError
+from coterie.errors import BudgetError
 from coterie.jobs.budget import default_memory
 from coterie.jobs.calibration import Part, tables
 from coterie.jobs.load import load
 from coterie.models.checkpoint import Checkpoint
 from coterie.models.collect import Collection, collect
-from coterie.models.compat import quiet, takes, text_inputs
-from coterie.models.feed_forwards import ChannelCollection, collect_channels, find_ffns
-from coterie.ranges import TensorRange
+from coterie.models.compat import takes, text_inputs
+from coterie.models.feed_forwards import ChannelCollection, collect_channels
+from coterie.models.language import load_host
+from coterie.models.resident import resident_experts
 from coterie.units import format_bytes, parse_bytes
 
-__all__ = ["Dense", "Found", "Run", "collected_bytes"]
+__all__ = ["Found", "Run", "collected_bytes"]
 
 # tokens of a forward: experts that are not resident are read once for each forward
 _FORWARD = 4096
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Dense:
-    """A checkpoint without experts, opened."""
-
-    path: Path
-    ranges: Mapping[str, TensorRange]
-    context_length: int | None
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.ranges.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +43,7 @@ class Run:
     """The model over all texts, once."""
 
     def __init__(
-        self, checkpoint: Checkpoint | Dense, parts: Sequence[Part], memory: str | int | None, window: int,
+        self, checkpoint: Checkpoint, parts: Sequence[Part], memory: str | int | None, window: int,
         sample: int, seed: int, slots: int | None, say: Say,
     ) -> None:  # fmt: skip
         self.checkpoint, self.parts, self.memory, self.window = checkpoint, parts, memory, window
@@ -66,7 +53,6 @@ class Run:
 
     def experts(self) -> Found:
         """From the store."""
-        assert isinstance(self.checkpoint, Checkpoint)
         self.say("Loading")
         host = self._hosted(self.checkpoint)
         given: dict[str, Any] = {"logits_to_keep": 1} if takes(host, "logits_to_keep") else {}
@@ -85,11 +71,10 @@ class Run:
 
     def dense(self, gradients: bool) -> Found:
         """Resident."""
-        assert isinstance(self.checkpoint, Dense)
-        dense = self.checkpoint
-        _check_memory(dense, self.memory)
-        self.say(f"Loading {format_bytes(dense.nbytes)}: a dense model is resident whole")
-        model = _resident(dense.path)
+        held = format_bytes(self.checkpoint.dense_bytes)
+        _check_memory(self.checkpoint, self.memory)
+        self.say(f"Loading {held}: a dense model is resident whole")
+        model = load_host(self.checkpoint, resident_experts)
         with collect_channels(model, sample=self.sample, seed=self.seed) as collection:
             for ids in self._pieces(collection):
                 if gradients:
@@ -100,7 +85,7 @@ class Run:
                     with torch.no_grad():
                         model(input_ids=ids, use_cache=False)
             ffns = collection.statistics()
-        return Found({}, ffns, f"{format_bytes(dense.nbytes)} of weights, all resident")
+        return Found({}, ffns, f"{held} of weights, all resident")
 
     def _pieces(self, collection: Collection | ChannelCollection) -> Iterator[Tensor]:
         """[B, N] tables of full windows, the domain set for each; a shorter rest is a table of its own."""
@@ -152,34 +137,12 @@ def collected_bytes(checkpoint: Checkpoint, domains: int, sample: int) -> int:
     return total
 
 
-def _check_memory(dense: Dense, memory: str | int | None) -> None:
+def _check_memory(dense: Checkpoint, memory: str | int | None) -> None:
     if memory is None:
         return
-    given, need = parse_bytes(memory), dense.nbytes
+    given, need = parse_bytes(memory), dense.dense_bytes
     if given < need:
         raise BudgetError(
             f"--memory {memory} ({format_bytes(given)}) is below the weights of this model, {format_bytes(need)}: a "
             "dense model has no experts that could stay on disk, so all of it is resident. Give more than that."
         )
-
-
-def _resident(path: Path) -> Any:
-    """A dense model by transformers, on the CPU.
-
-    Raises:
-        UnsupportedError: transformers cannot load it, or its channels are not found.
-    """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        why = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise UnsupportedError(f"transformers cannot load {path}: {why}. Check config.json and the weights.") from error
-    if not find_ffns(model):
-        raise UnsupportedError(
-            f"{path} is a {type(model).__name__}, in which no feed-forward is recognised: its channels cannot be "
-            "counted. Give a decoder such as Llama, Qwen or Mistral, or a mixture of experts."
-        )
-    return model.requires_grad_(False)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coterie.errors import OptionError
-from coterie.models.statistics import FFNStatistics
+from coterie.models.channel_statistics import FFNStatistics
 from coterie.surgery.dense import DenseLayer
 
 __all__ = ["FeedForward", "feed_forward"]
@@ -127,6 +127,6 @@ def feed_forward(layer: DenseLayer, seen: FFNStatistics | None = None) -> FeedFo
         return FeedForward(layer.weights, layer.shape.hidden, layer.ffn.layer)
     return FeedForward(
         layer.weights, layer.shape.hidden, layer.ffn.layer, seen.inputs, seen.activity,
-        {name: use.channel[0] for name, use in seen.domains.items()}, seen.channel,
-        {name: use.gradient[0] for name, use in seen.domains.items() if use.gradient is not None},
+        {name: use.channel for name, use in seen.domains.items()}, seen.channel,
+        {name: use.gradient for name, use in seen.domains.items() if use.gradient is not None},
     )  # fmt: skip
