@@ -161,3 +161,16 @@ def test_one_changed_number_of_the_config_is_another_model(tmp_path):
     assert identity(open_checkpoint(path)) == before
     (path / "config.json").write_text(json.dumps(config | {"num_experts_per_tok": 1}))
     assert identity(open_checkpoint(path)) != before
+
+
+def test_another_router_of_ours_is_another_model_and_a_measured_curve_is_not(tmp_path):
+    from coterie.models import RouterSpec, route, set_curves
+
+    found = []
+    for number, (k, curves) in enumerate(((2, {}), (1, {}), (2, {"k": [[1, 2.3]]}))):
+        model = tiny_model("mixtral")
+        route(model, RouterSpec("top_k", {"k": k}))
+        set_curves(model, curves)
+        model.save_pretrained(tmp_path / str(number))
+        found.append(identity(open_checkpoint(tmp_path / str(number))))
+    assert found[0] == found[2] != found[1]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from coterie.errors import CheckpointError
-from coterie.models.shards import read_config_json
+from coterie.models.shards import read_config_json, read_json
+from coterie.models.stored import FILE
 from coterie.ranges import TensorRange
 
 # what may differ between copies of one model
@@ -32,13 +33,17 @@ class Opened(Protocol):
 def identity(checkpoint: Opened) -> str:
     """Hash of config.json, of every tensor's name, type and shape, and of a few bytes from the middle of each.
 
-    How the tensors are spread over files does not matter. Reads some kilobytes; blocks.
+    Of coterie.json too, where there is one; what its curves measured is left out. How the tensors are spread over files
+    does not matter. Reads some kilobytes; blocks.
 
     Raises:
         CheckpointError: a file is gone or ends too early.
     """
     config = {name: value for name, value in read_config_json(checkpoint.path).items() if name not in _VOLATILE}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    if (checkpoint.path / FILE).is_file():
+        ours = {name: value for name, value in read_json(checkpoint.path / FILE).items() if name != "curves"}
+        digest.update(json.dumps(ours, sort_keys=True).encode())
     tensors = dict(sorted(checkpoint.ranges.items()))
     for name, part in tensors.items():
         digest.update(repr((name, part.dtype, part.shape)).encode())
