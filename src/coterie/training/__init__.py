@@ -2,6 +2,7 @@
 
 from coterie.training.consistency import Consistency, divergence
 from coterie.training.curve import Unseen, Worth, measure_curve, worth
+from coterie.training.distill import LiveTeacher, Teacher, distill, distillation_loss
 from coterie.training.fit import fit
 from coterie.training.groups import Group, Groups
 from coterie.training.objective import Objective
@@ -11,6 +12,7 @@ from coterie.training.recipe_read import read_recipe
 from coterie.training.recipe_run import train_recipe
 from coterie.training.residual import residual_dropout
 from coterie.training.schedules import Schedule, constant, cosine, exponential, linear, multi_step, piecewise, schedule
+from coterie.training.stored_teacher import StoredTeacher, store_teacher
 from coterie.training.summary import Outcome
 from coterie.training.text import read_domains, read_text
 from coterie.training.tokens import token_ids, train_tokenizer
@@ -22,12 +24,15 @@ __all__ = [
     "Consistency",
     "Group",
     "Groups",
+    "LiveTeacher",
     "Objective",
     "Options",
     "Outcome",
     "PocketRecipe",
     "Recipe",
     "Schedule",
+    "StoredTeacher",
+    "Teacher",
     "Trigram",
     "Unseen",
     "Windows",
@@ -35,6 +40,8 @@ __all__ = [
     "changed",
     "constant",
     "cosine",
+    "distill",
+    "distillation_loss",
     "divergence",
     "exponential",
     "fit",
@@ -51,6 +58,7 @@ __all__ = [
     "residual_dropout",
     "schedule",
     "shipped_recipes",
+    "store_teacher",
     "token_ids",
     "train_from",
     "train_pocket",

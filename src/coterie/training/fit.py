@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset
 
+from coterie.errors import OptionError
 from coterie.training.groups import Groups, freeze, optimizer
 from coterie.training.objective import Objective
 from coterie.training.schedules import Schedule
 from coterie.training.trainer import LOG, Options, Progress, checked_trainer, train_from
+
+if TYPE_CHECKING:
+    from coterie.training.step_loss import Beside
 
 
 def fit(
@@ -27,6 +31,8 @@ def fit(
     progress: Progress | None = None,
     callbacks: Sequence[Any] = (),
     resume: bool = False,
+    beside: Beside | None = None,
+    eval_mode: bool = False,
 ) -> None:
     """Train ``model`` in place, with the losses of its routers. Blocks.
 
@@ -48,9 +54,13 @@ def fit(
         progress: called as (step, steps, loss) after every step.
         callbacks: ``TrainerCallback`` objects; a `Steering` among them sees the routing of each step.
         resume: go on from the last whole checkpoint in ``work``, where there is one.
+        beside: further losses: ((step, micro-step), inputs, logits [B, N, V]) -> means over the predicted tokens by
+            name; see `coterie.training.distill`.
+        eval_mode: learn without dropout and without what else only training does.
 
     Raises:
-        OptionError: something is scheduled, frozen or balanced that the model does not have.
+        OptionError: something is scheduled, frozen or balanced that the model does not have; or ``beside`` where every
+            batch is put through twice.
         TrainingError: the loss is not finite. The checkpoints before it are intact.
         MissingExtraError: accelerate is not installed.
     """
@@ -58,9 +68,12 @@ def fit(
     from coterie.training.steering import Steering
     from coterie.training.step_loss import StepLoss
 
+    objective = objective or Objective()
+    if beside is not None and objective.consistency is not None:
+        raise OptionError("Further losses and consistency of two passes cannot be had together. Leave one out.")
     groups = groups or Groups()
     freeze(model, groups.frozen)
-    lesson = StepLoss(model, objective or Objective(), schedules or {}, options.seed)
+    lesson = StepLoss(model, objective, schedules or {}, options.seed, beside=beside, eval_mode=eval_mode)
     for callback in callbacks:
         if isinstance(callback, Steering):
             callback.join(lesson)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +24,9 @@ from coterie.training.watch import Watch
 
 SCHEDULED, WHOLE = ("k", "p", "mean_experts"), ("k",)  # request-time options; those that are whole numbers
 
+Beside = Callable[[tuple[int, int], Mapping[str, Any], Tensor], Mapping[str, Tensor]]
+"""((step, micro-step), inputs, logits [B, N, V]) -> further losses by name, means over the predicted tokens."""
+
 
 @dataclass(frozen=True)
 class LearnedSite:
@@ -42,12 +45,18 @@ class StepLoss:
         objective: the losses.
         schedules: of request-time options such as k and p.
         seed: of draws.
+        beside: further losses; not where every batch is put through twice.
+        eval_mode: put the model into eval mode before each forward.
 
     Raises:
         OptionError: options are scheduled or nulls are named, and the model has no such thing.
     """
 
-    def __init__(self, model: Any, objective: Objective, schedules: Mapping[str, Schedule], seed: int = 0) -> None:
+    def __init__(
+        self, model: Any, objective: Objective, schedules: Mapping[str, Schedule], seed: int = 0, *,
+        beside: Beside | None = None, eval_mode: bool = False,
+    ) -> None:  # fmt: skip
+        self._beside, self._eval_mode = beside, eval_mode
         self.model, self.session = model, session_of(model)
         self.objective, self.schedules = objective, dict(schedules)
         self.routers = dict(routers_of(model))
@@ -99,10 +108,14 @@ class StepLoss:
         """
         given = {name: value for name, value in inputs.items() if name != "labels"}
         consistent = self.objective.consistency is not None
+        if self._eval_mode:
+            model.eval()
         logits, routings = self._forward(model, doubled(given) if consistent else given, 2 if consistent else 1)
         labels = inputs["labels"].to(logits.device)
         share = targets(inputs) / max(1, step_targets if step_targets is not None else targets(inputs))
         terms = self._terms(logits, labels, routings, _items_mask(given, consistent))
+        if self._beside is not None:
+            terms |= self._beside(self._place[:2], inputs, logits)
         self.watch.saw({name: float(term.detach()) * share for name, term in terms.items()}, routings)
         return share * torch.stack(list(terms.values())).sum()
 
