@@ -20,6 +20,7 @@ from coterie.cli.run import run
 from coterie.cli.split import split
 from coterie.cli.trace import trace
 from coterie.cli.train import train
+from coterie.cli.upcycle import upcycle
 from coterie.cli.verify import verify
 
 app = typer.Typer(
@@ -57,6 +58,7 @@ app.command()(compress)
 app.command()(quantize)
 app.command()(verify)
 app.command()(split)
+app.command()(upcycle)
 app.command()(merge)
 app.command()(export)
 app.command()(prune)

@@ -116,6 +116,13 @@ class Factored(ExpertKind):
         hidden = self.shape.hidden(ups[-1], ups[0] if len(ups) == 2 else None)
         return self.shape.finish(self._linear(hidden, parts, "down_proj")[: x.shape[0]], parts.get("post_norm"))
 
+    def floats(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = {name: parts[name].float() for name in self.shape.weight_shapes() if name in parts}
+        bare = {name: part for name, part in parts.items() if name not in found}
+        for name, (_, columns) in _matrices(self.shape).items():
+            found[name] = self._linear(torch.eye(columns), bare, name).t().contiguous()
+        return found
+
     def _linear(self, x: Tensor, parts: Mapping[str, Tensor], name: str) -> Tensor:
         bias = parts.get(f"{name}_bias")
         bias = None if bias is None else bias.to(x.dtype)

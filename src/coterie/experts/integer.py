@@ -101,6 +101,14 @@ class Integers(ExpertKind):
         hidden = self.shape.hidden(ups[-1], ups[0] if len(ups) == 2 else None)
         return self.shape.finish(_linear(hidden, parts, "down_proj")[: x.shape[0]], parts.get("post_norm"))
 
+    def floats(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = {name: parts[name].float() for name in self.shape.weight_shapes() if name in parts}
+        bare = {name: part for name, part in parts.items() if name not in found}
+        for name in self.widths:
+            columns = self.shape.weight_shapes()[name][1]
+            found[name] = _linear(torch.eye(columns), bare, name).t().contiguous()
+        return found
+
     def as_record(self) -> dict[str, Any]:
         widths = {
             name: {"bits": [one.bits for one in each], "group": [one.group for one in each]}

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from coterie.errors import OptionError
+from coterie.errors import OptionError, UnsupportedError
 from coterie.experts.base import Experts
 from coterie.experts.encoding import Part
 from coterie.experts.shape import FFNShape
@@ -60,6 +60,14 @@ class ExpertKind(ABC):
         Raises:
             OptionError: the record is not such a table.
         """
+
+    def floats(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """float32 weights of the feed-forward expert that one of these stands for, by the names of ``shape``.
+
+        Raises:
+            UnsupportedError: it stands for none.
+        """
+        raise UnsupportedError(f"Experts of the kind {self.name!r} stand for no plain feed-forward experts.")
 
     def nbytes(self, expert: int) -> int:
         """Of one expert on disk."""

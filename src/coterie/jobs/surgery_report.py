@@ -68,7 +68,7 @@ class SurgeryReport:
         if self.made.difference is not None:
             facts.append(("check", f"logits as the edit's in memory, to {self.made.difference:.1e} of their spread"))
         if self.perplexity is not None:
-            facts.append(("measured on", f"{'; '.join(self.texts)} ({self.tokens:,} foretold, float32)"))
+            facts.append(("measured on", f"{'; '.join(self.texts)} ({self.tokens:,} foretold)"))
         return Sheet(f"{self.made.path.name}: {self.method.summary}", [table, Facts("", facts)])
 
     def as_record(self) -> dict[str, Any]:

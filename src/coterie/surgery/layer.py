@@ -121,16 +121,11 @@ class NewLayer:
 
 
 def read_layer(checkpoint: Checkpoint, site: ExpertSite) -> LayerExperts:
-    """Read one layer into memory of its own, as floats where it is quantised. Blocks; thread-safe.
+    """Read one layer into memory of its own, as floats where it is stored in another way. Blocks; thread-safe.
 
     Raises:
         CheckpointError: a file is gone or truncated, or a tensor holds NaN or infinity; says which.
     """
-    if site.kind is not None:
-        raise OptionError(
-            f"The experts of layer {site.layer} are stored as {site.kind.name!r} already. Start from the model they "
-            "were made of."
-        )
     tensors = router_tensors(checkpoint)[site.name]
     router = {tensor.role: _read_router(checkpoint, tensor) for tensor in tensors if tensor.rows}
     kept = "" if "weight" in router else next((tensor.disk for tensor in tensors if not tensor.rows), "its gate")
@@ -144,7 +139,10 @@ def _read_weights(checkpoint: Checkpoint, site: ExpertSite) -> dict[str, Tensor]
     stacks: dict[str, Tensor] = {}
     for expert in range(site.num_experts):
         parts = {name: read_tensor(part) for name, part in site.parts(expert).items()}
-        weights = canonical(site.storage.weights(parts, site.dtype), site.shape)
+        if site.kind is not None:
+            weights = canonical(site.kind.floats(parts), site.shape)
+        else:
+            weights = canonical(site.storage.weights(parts, site.dtype), site.shape)
         for name, weight in weights.items():
             if name not in stacks:
                 stacks[name] = torch.empty(site.num_experts, *weight.shape, dtype=site.dtype)

@@ -14,7 +14,7 @@ from coterie.models.hypotheses import Groups
 from coterie.models.reshape import COUNTS
 from coterie.surgery.routing_tensors import gate_facts
 
-__all__ = ["as_coterie", "check_gate", "says_inner", "with_counts", "without_quantisation"]
+__all__ = ["as_coterie", "as_native", "check_gate", "count_in", "says_inner", "with_counts", "without_quantisation"]
 
 _INNER = ("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
 
@@ -101,6 +101,22 @@ def as_coterie(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("model_type") == MODEL_TYPE:
         return dict(config)
     return {**config, "model_type": MODEL_TYPE, BASE: config["model_type"]}
+
+
+def as_native(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the family a model of ours is based on; others as they are."""
+    if config.get("model_type") != MODEL_TYPE:
+        return dict(config)
+    return {name: value for name, value in config.items() if name != BASE} | {"model_type": config[BASE]}
+
+
+def count_in(config: Mapping[str, Any]) -> int | None:
+    """The number of experts that a parsed config.json says, wherever it stands."""
+    for name in COUNTS:
+        if isinstance(config.get(name), int) and not isinstance(config[name], bool) and config[name]:
+            return int(config[name])
+    inner = (count_in(value) for value in config.values() if isinstance(value, Mapping))
+    return next((count for count in inner if count is not None), None)
 
 
 def without_quantisation(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

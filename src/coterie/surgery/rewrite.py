@@ -19,7 +19,15 @@ from coterie.models.stored import SiteExperts, Stored, write_stored
 from coterie.surgery.card import write_card
 from coterie.surgery.layer import LayerExperts, NewLayer, read_layer
 from coterie.surgery.method import Method
-from coterie.surgery.new_config import as_coterie, check_gate, says_inner, with_counts, without_quantisation
+from coterie.surgery.new_config import (
+    as_coterie,
+    as_native,
+    check_gate,
+    count_in,
+    says_inner,
+    with_counts,
+    without_quantisation,
+)
 from coterie.surgery.routing_tensors import router_tensors
 from coterie.surgery.size import Size, size_of
 from coterie.surgery.target import Target, router_names, targets
@@ -143,7 +151,7 @@ def _write_layers(
         check_gate(checkpoint, new.num_routes, site.top_k, site.layer)
         record = SiteExperts(
             new.num_experts, new.num_routes, new.experts_of if new.aliased else None,
-            None if new.inner == site.shape.inner else new.inner,
+            None if new.inner == site.shape.inner and not _own_inner(checkpoint, site.name) else new.inner,
             None if new.kind is None else {"name": new.kind.name, **new.kind.as_record()},
         )  # fmt: skip
         _refuse_early(checkpoint, [*(each for each, _ in found.values()), record], container, site.layer)
@@ -152,6 +160,12 @@ def _write_layers(
         writer.finish_unit(site.name, {"experts": record.as_record(), "about": about}, names)
         found[site.name] = record, about
     return found
+
+
+def _own_inner(checkpoint: Checkpoint, site: str) -> bool:
+    """Whether the inner width of a site is said by coterie.json already, since config.json has another."""
+    stored = {} if checkpoint.stored is None else checkpoint.stored.experts
+    return site in stored and stored[site].inner is not None
 
 
 def _write_layer(checkpoint: Checkpoint, target: Target, new: NewLayer, writer: CheckpointWriter) -> list[str]:
@@ -262,7 +276,8 @@ def _finish(
     config = read_config_json(checkpoint.path)
     if checkpoint.quantization is not None:
         config = without_quantisation(config, str(checkpoint.compute_dtype).removeprefix("torch."))
-    before, after = checkpoint.sites[0].num_routes, max(each.routes for each in layers.values())
+    before, after = count_in(config), max(each.routes for each in layers.values())
+    before = checkpoint.sites[0].num_routes if before is None else before
     first = next(iter(layers.values()))
     uniform = len({each.routes for each in layers.values()}) == 1
     inner = None
@@ -270,7 +285,9 @@ def _finish(
         inner = (checkpoint.sites[0].shape.inner, first.inner)
     config = with_counts(config, before, after if uniform else before, inner)
     stored = None
-    if container != "native":
+    if container == "native":
+        config = as_native(config)
+    else:
         config = as_coterie(config)
         old = checkpoint.stored or Stored(None)
         stored = Stored(old.router, old.curves, old.base, layers, about.as_record())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,9 @@ class Target:
 
     def replaced(self) -> set[str]:
         """Names on disk of the source that are not copied."""
-        gone: set[str] = set()
+        gone: set[str] = {
+            kind_name(self.number, expert, part) for expert, parts in enumerate(self.site.each) for part in parts
+        }
         for part, names in self.site.names.items():
             if part != "post_norm":
                 gone |= {names} if isinstance(names, str) else set(names)
@@ -75,14 +78,26 @@ def targets(checkpoint: Checkpoint) -> list[Target]:
     """One for every site, in order."""
     live = {site.name: site for site in find_sites(skeleton(checkpoint.config, checkpoint.compute_dtype))}
     return [
-        _target(checkpoint, site, number, ffn_shape(live[site.name].experts) if site.kind is None else site.shape)
+        _target(checkpoint, site, number, _in_memory(live[site.name].experts))
         for number, site in enumerate(checkpoint.sites)
     ]
+
+
+def _in_memory(experts: Any) -> FFNShape:
+    """The layout of a family's experts module; where it has none left, the usual one of today's families."""
+    kind = getattr(experts, "kind", None)
+    if kind is None:
+        return ffn_shape(experts)
+    transposed, beside = bool(experts.is_transposed), bool(experts.is_concatenated)
+    return replace(kind.shape, fused=True, transposed=transposed, interleaved=kind.shape.gated and not beside)
 
 
 def _target(checkpoint: Checkpoint, site: ExpertSite, number: int, in_memory: FFNShape) -> Target:
     packed = any(part.endswith(_PACKED) for part in site.names)
     names: dict[str, str | tuple[str, ...]] = {}
+    if site.kind is not None:  # stacks as in memory, which every family reads
+        names = {part: f"{site.name}.{part}" for part in in_memory.weight_shapes() if part != "post_norm"}
+        return Target(site, number, in_memory, names, {}, frozenset(), frozenset())
     for part, found in site.names.items():
         if packed and part.endswith(_PACKED):
             names[part.removesuffix(_PACKED)] = _without(found)
