@@ -126,3 +126,15 @@ def test_a_terminal_gets_tables(tiny):
     assert running.returncode == 0, errors
     assert b"\x1b[" in shown
     assert b"16 experts" in shown
+
+
+def test_a_directory_of_texts_is_read(coterie, tiny, tmp_path):
+    notes = tmp_path / "notes"
+    (notes / "deeper").mkdir(parents=True)
+    refused(coterie("inspect", tiny, "--text", notes), 2, "holds no .txt file")
+    (notes / "deeper" / "a.txt").write_text("The otter swam to the weir. " * 20)
+    (notes / "b.txt").write_text("The heron watched it. " * 20)
+    done = coterie("inspect", tiny, "--text", notes)
+    assert done.exit_code == 0, done.output
+    assert "a.txt" in done.stdout
+    assert "b.txt" in done.stdout

@@ -63,7 +63,7 @@ def open_texts(texts: Sequence[str | Path] | Mapping[str, str], prompts: Prompts
     """The first ``tokens`` tokens of each text.
 
     Args:
-        texts: files, or name -> text.
+        texts: files, directories of .txt files, or name -> text.
         prompts: the model's tokenizer.
         tokens: of each, at most; special tokens that the tokenizer puts in front included.
 
@@ -75,8 +75,18 @@ def open_texts(texts: Sequence[str | Path] | Mapping[str, str], prompts: Prompts
     if isinstance(texts, Mapping):
         read = [(name, text, len(text.encode()), False) for name, text in texts.items()]
     else:
-        read = [_read_file(Path(file).expanduser(), tokens * _BYTES_PER_TOKEN + 4096) for file in texts]
+        files = [file for path in texts for file in _files_of(Path(path).expanduser())]
+        read = [_read_file(file, tokens * _BYTES_PER_TOKEN + 4096) for file in files]
     return [_tokenised(*each, prompts, tokens) for each in read]
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*.txt") if file.is_file())
+    if not found:
+        raise PromptError(f"{path} holds no .txt file. Give text files, or a directory with some.")
+    return found
 
 
 def _read_file(path: Path, limit: int) -> tuple[str, str, int, bool]:
@@ -84,8 +94,6 @@ def _read_file(path: Path, limit: int) -> tuple[str, str, int, bool]:
     try:
         with path.open("rb") as file:
             data, size = file.read(limit), path.stat().st_size
-    except IsADirectoryError as error:
-        raise PromptError(f"{path} is a directory. Name a text file in it.") from error
     except OSError as error:
         raise PromptError(f"{path} cannot be read ({error.strerror}). Check the path of the text.") from error
     cut = size > len(data)
