@@ -46,14 +46,14 @@ def split(
     by: Annotated[
         str,
         typer.Option(
-            help="activation, gradient (an expert for each domain), kmeans-activations, co-activation (from text), kmeans, "
-            "random, contiguous (without), or auto.",
+            help="activation, gradient (an expert for each domain), kmeans-activations, co-activation (from text), "
+            "kmeans, random, contiguous (without), or auto.",
             rich_help_panel=CUT,
         ),
     ] = "auto",
     shared: Annotated[
         float,
-        typer.Option(metavar="SHARE", help="Of the channels, the busiest, that every token meets.", rich_help_panel=CUT),
+        typer.Option(metavar="SHARE", help="Of the channels: the busiest, for all tokens.", rich_help_panel=CUT),
     ] = 0.0,
     density: Annotated[
         float | None,
@@ -71,7 +71,7 @@ def split(
     channels: Annotated[
         Path | None,
         typer.Option(
-            metavar="PATH", help="Take the channels of an earlier split: its directory or its file.", rich_help_panel=CUT
+            metavar="PATH", help="Take the channels of an earlier split: its directory or file.", rich_help_panel=CUT
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.", rich_help_panel=CUT)] = 0,
@@ -88,7 +88,7 @@ def split(
     scale: Annotated[
         str,
         typer.Option(
-            help="Of the chosen experts' outputs: sum (as in the dense layer), mean (as if they stood for all), or fit.",
+            help="Of the chosen experts' outputs: sum (as in MODEL), mean (as if they stood for all), or fit.",
             rich_help_panel=ROUTER,
         ),
     ] = "fit",
@@ -105,10 +105,10 @@ def split(
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Cut the feed-forwards of a dense MODEL into experts. [Exact where all experts are on and weigh alike; else lossy.]
+    """Cut the feed-forwards of a dense MODEL into experts. [Exact where all are on and weigh alike; else lossy.]
 
-    [bold]coterie split MODEL --experts 8 --k 2 --text notes.txt --out DIR[/bold] cuts every channel out once; train it to
-    recover. [bold]--k 8[/bold] keeps all on: the dense model.
+    [bold]coterie split MODEL --experts 8 --k 2 --text notes.txt --out DIR[/bold] deals every channel out once;
+    train it to recover. [bold]--k 8[/bold] keeps all on: the dense model.
 
     [bold]coterie split MODEL --domain code=a.py --domain prose=b.txt --density 0.5 --out DIR[/bold] makes an expert for
     each domain (Read-ME).

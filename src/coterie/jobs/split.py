@@ -30,6 +30,8 @@ __all__ = ["CHANNELS", "Split", "export_expert", "split"]
 
 CHANNELS = "coterie/channels.safetensors"
 """Where a split model keeps its lists of channels, in its directory."""
+# grouped matrix products want rows of a multiple of 16 bytes
+_MULTIPLE = 8
 # hidden states of each layer that are kept where statistics are collected on the spot
 _SAMPLE = 512
 
@@ -214,9 +216,9 @@ def _load_channels(path: str | Path, dense: DenseCheckpoint) -> Channels:
 
 
 def _edit(found: Mapping[str, Decision]) -> Callable[[DenseLayer], NewMixture]:
-    """The layers cut as decided, filled up with zeros to one size."""
-    own = max(each.channels.own.shape[1] for each in found.values())
-    beside = max(len(each.channels.shared) for each in found.values())
+    """The layers cut as decided, filled up with channels of zeros to one size."""
+    own = _filled(max(each.channels.own.shape[1] for each in found.values()))
+    beside = _filled(max(len(each.channels.shared) for each in found.values()))
 
     def edit(layer: DenseLayer) -> NewMixture:
         decision = found[layer.ffn.name]
@@ -226,3 +228,7 @@ def _edit(found: Mapping[str, Decision]) -> Callable[[DenseLayer], NewMixture]:
         return NewMixture(parts.experts, decision.rows, parts.shared, decision.about)
 
     return edit
+
+
+def _filled(size: int) -> int:
+    return -(-size // _MULTIPLE) * _MULTIPLE
