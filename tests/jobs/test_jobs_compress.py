@@ -195,7 +195,7 @@ BAD = {
     "all layers": ({"rank": 3, "skip_layers": [0, 1]}, "nothing is left"),
     "merging blindly": ({"rank": 3, "merge_first": 2}, "--text"),
     "merging up": ({"rank": 3, "merge_first": 9, "texts": TEXT}, "4 experts"),
-    "two calibrations": ({"rank": 3, "texts": TEXT, "statistics": "s.safetensors"}, "not both"),
+    "an empty text": ({"rank": 3, "texts": {"nothing": " "}}, "empty"),
     "no statistics": ({"rank": 3, "statistics": "absent.safetensors"}, "absent"),
 }
 

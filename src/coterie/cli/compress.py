@@ -9,7 +9,7 @@ import typer
 
 from coterie.cli.run import Json, Memory, Model, Revision
 from coterie.cli.shell import one_sentence
-from coterie.cli.surgery_options import Out, Resume, Shown, SkipLayers, Statistics, Text, layer_numbers
+from coterie.cli.surgery_options import Out, Report, Resume, Shown, SkipLayers, Statistics, Text, layer_numbers
 
 SIZE = "How small, one of the two"
 REST = "What stays of S = W - U V"
@@ -49,6 +49,7 @@ def compress(
     statistics: Statistics = None,
     text: Text = None,
     skip_layers: SkipLayers = None,
+    report: Report = None,
     memory: Memory = None,
     resume: Resume = False,
     revision: Revision = None,
@@ -60,13 +61,18 @@ def compress(
     """
     from coterie.cli.progress import Progress
     from coterie.jobs.compress import compress as make
+    from coterie.jobs.output import check_output
 
+    if report is not None:
+        check_output(report)
     with Progress(as_json) as progress:
         made = make(
             model, out, rank=rank, size=size, keep=keep, unit=unit, score=score, merge_first=merge_first,
             statistics=statistics, texts=text or (), memory=memory, skip_layers=layer_numbers(skip_layers),
             revision=revision, resume=resume, say=progress.say, show=Shown(as_json),
         )  # fmt: skip
+    if report is not None:
+        made.write_page(report)
     if as_json:
         typer.echo(json.dumps({"model": model, **made.as_record()}))
     else:

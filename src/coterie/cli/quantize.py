@@ -9,7 +9,7 @@ import typer
 
 from coterie.cli.run import Json, Memory, Model, Revision
 from coterie.cli.shell import one_sentence
-from coterie.cli.surgery_options import Out, Resume, Shown, SkipLayers, Statistics, Text, layer_numbers
+from coterie.cli.surgery_options import Out, Report, Resume, Shown, SkipLayers, Statistics, Text, layer_numbers
 
 
 @one_sentence
@@ -31,6 +31,7 @@ def quantize(
     statistics: Statistics = None,
     text: Text = None,
     skip_layers: SkipLayers = None,
+    report: Report = None,
     memory: Memory = None,
     resume: Resume = False,
     revision: Revision = None,
@@ -41,14 +42,19 @@ def quantize(
     Smaller files, and smaller experts for coterie run --memory. Without a text all experts and inputs count alike.
     """
     from coterie.cli.progress import Progress
+    from coterie.jobs.output import check_output
     from coterie.jobs.quantize import quantize as make
 
+    if report is not None:
+        check_output(report)
     with Progress(as_json) as progress:
         made = make(
             model, out, bits, average_bits=average_bits, group=group, statistics=statistics, texts=text or (),
             memory=memory, skip_layers=layer_numbers(skip_layers), revision=revision, resume=resume,
             say=progress.say, show=Shown(as_json),
         )  # fmt: skip
+    if report is not None:
+        made.write_page(report)
     if as_json:
         typer.echo(json.dumps({"model": model, **made.as_record()}))
     else:

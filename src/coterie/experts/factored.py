@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -109,6 +111,9 @@ class Factored(ExpertKind):
         if factors.kept and not factors.whole(m, n):
             parts[f"{name}_at"] = Part("I32", (factors.kept,))
         return parts
+
+    def parameters(self, expert: int) -> int:
+        return sum(prod(part.shape) for part in self.parts(expert).values() if part.dtype == self.dtype)
 
     def forward(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
         filled = bucketed(x)

@@ -92,6 +92,9 @@ class Integers(ExpertKind):
             found[f"{name}_scale"] = Part("BF16", (m, scale_columns(n, group)))
         return found
 
+    def parameters(self, expert: int) -> int:
+        return self.shape.num_parameters()
+
     def multiplications(self, expert: int) -> int:
         return sum(size[0] * size[1] for size in self.shape.weight_shapes().values() if len(size) == 2)
 

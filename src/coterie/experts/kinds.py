@@ -75,6 +75,10 @@ class ExpertKind(ABC):
 
         return sum((prod(part.shape) * DTYPE_BITS[part.dtype] + 7) // 8 for part in self.parts(expert).values())
 
+    def parameters(self, expert: int) -> int:
+        """Of one expert; by default every number that is stored."""
+        return sum(prod(part.shape) for part in self.parts(expert).values())
+
     def multiplications(self, expert: int) -> int:
         """Products of one row with one expert; by default one for every number of a float or integer matrix."""
         return sum(prod(part.shape) for part in self.parts(expert).values() if len(part.shape) == 2)

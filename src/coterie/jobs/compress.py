@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from coterie.errors import OptionError
 from coterie.jobs.rank_budget import rank_plan, target_bytes
 from coterie.jobs.sheet import Sheet
 from coterie.jobs.shrinking import Shrinking, Texts, shrinking
-from coterie.jobs.small_sheet import factors_sheet
-from coterie.models.checkpoint import Checkpoint
+from coterie.jobs.small_sheet import expert_fact, factors_sheet, layers_pictures
+from coterie.jobs.surgery_report import SurgeryReport, surgery_report, write_report
+from coterie.models.checkpoint import Checkpoint, open_checkpoint
 from coterie.models.statistics import Statistics
 from coterie.ops.structure import UNITS
 from coterie.surgery.factorize import LayerFactors, factorize_layer
@@ -38,23 +39,28 @@ class Compressed:
     """What `compress` made.
 
     Attributes:
-        made: the new checkpoint, sizes before and after, and of each layer ranks, share of S and errors.
-        method: what was done, as the card says it.
-        source: the checkpoint it was made of.
+        report: the new checkpoint, sizes before and after, of each layer ranks, share of S and errors, and what a text
+            says.
     """
 
-    made: Rewritten
-    method: Method
-    source: Checkpoint = field(repr=False)
+    report: SurgeryReport
+
+    @property
+    def made(self) -> Rewritten:
+        """The new checkpoint."""
+        return self.report.made
 
     def as_record(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {
-            "out": str(self.made.path), "container": self.made.container, "method": self.method.as_record(),
-            "before": self.made.before.as_record(), "after": self.made.after.as_record(),
-            "difference": self.made.difference,
-            "layers": {str(layer): dict(about) for layer, about in self.made.layers.items() if about},
-        }  # fmt: skip
+        return self.report.as_record()
+
+    def write_page(self, path: str | Path) -> None:
+        """One HTML file with pictures.
+
+        Raises:
+            OptionError: the file cannot be written.
+        """
+        write_report(path, self.report, layers_pictures(self.report.layers, "ranks", "rank"))
 
 
 def compress(
@@ -72,7 +78,7 @@ def compress(
 
     Args:
         model, out, statistics, texts, memory, skip_layers, revision, resume, say, show: as of
-            `coterie.jobs.merge`; statistics and texts may both be left out: all experts and inputs count alike then.
+            `coterie.jobs.merge`; without statistics and texts all experts and inputs count alike.
         rank: of every matrix; or
         size: of the whole model on disk, as a share ("50%") or bytes ("6GiB"): ranks go where they keep most of the
             outputs, experts that are used more before others. Matrices of other dimensions compare by numbers.
@@ -108,8 +114,11 @@ def compress(
         found.checkpoint, out, _edit(found, ranks, masks, keep, unit), about=about, resume=resume,
         progress=lambda what, done, of: say(f"{what}: {done} of {of} layers"),
     )  # fmt: skip
-    show(factors_sheet(made.layers, found.chosen))
-    return Compressed(made, about, found.checkpoint)
+    after = open_checkpoint(made.path)
+    show(factors_sheet(made.layers, found.chosen, expert_fact(found.checkpoint, after)))
+    report = surgery_report(found.checkpoint, made, about, texts=texts, memory=memory, say=say)
+    show(report.sheet())
+    return Compressed(report)
 
 
 def _edit(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,8 +11,9 @@ from coterie.errors import OptionError
 from coterie.experts import IntegerWidth
 from coterie.jobs.sheet import Sheet
 from coterie.jobs.shrinking import Shrinking, Texts, shrinking
-from coterie.jobs.small_sheet import bits_sheet
-from coterie.models.checkpoint import Checkpoint
+from coterie.jobs.small_sheet import bits_sheet, expert_fact, layers_pictures
+from coterie.jobs.surgery_report import SurgeryReport, surgery_report, write_report
+from coterie.models.checkpoint import Checkpoint, open_checkpoint
 from coterie.models.statistics import Statistics
 from coterie.surgery.bits import Choices, choose
 from coterie.surgery.layer import LayerExperts, NewLayer
@@ -38,30 +39,34 @@ class Quantised:
     """What `quantize` made.
 
     Attributes:
-        made: the new checkpoint, sizes before and after, and of each layer bits and errors.
+        report: the new checkpoint, sizes before and after, of each layer bits and errors, and what a text says.
         bits: per number of the experts' matrices on average, scales counted.
         choices: of a mixture, what the integer program found; None of one width.
-        method: what was done, as the card says it.
-        source: the checkpoint it was made of.
     """
 
-    made: Rewritten
+    report: SurgeryReport
     bits: float
     choices: Choices | None
-    method: Method
-    source: Checkpoint = field(repr=False)
+
+    @property
+    def made(self) -> Rewritten:
+        """The new checkpoint."""
+        return self.report.made
+
+    def write_page(self, path: str | Path) -> None:
+        """One HTML file with pictures.
+
+        Raises:
+            OptionError: the file cannot be written.
+        """
+        write_report(path, self.report, layers_pictures(self.report.layers, "bits", "bits per number"))
 
     def as_record(self) -> dict[str, Any]:
         """Ready for JSON."""
         program = None
         if self.choices is not None:
             program = {"loss": self.choices.loss, "bound": self.choices.bound, "optimal": self.choices.optimal}
-        return {
-            "out": str(self.made.path), "container": self.made.container, "method": self.method.as_record(),
-            "before": self.made.before.as_record(), "after": self.made.after.as_record(), "bits": self.bits,
-            "program": program, "difference": self.made.difference,
-            "layers": {str(layer): dict(about) for layer, about in self.made.layers.items() if about},
-        }  # fmt: skip
+        return {**self.report.as_record(), "bits": self.bits, "program": program}
 
 
 def quantize(
@@ -77,7 +82,7 @@ def quantize(
 
     Args:
         model, out, statistics, texts, memory, skip_layers, revision, resume, say, show: as of
-            `coterie.jobs.merge`; statistics and texts may both be left out: errors are then weighed alike.
+            `coterie.jobs.merge`; without statistics and texts all experts and inputs count alike.
         bits: "int8" (a scale for each row), "int4" (a scale for each group), or "mixed": per matrix of every expert
             what is worth most, by how much the expert is used times what it would miss.
         average_bits: of "mixed": bits per number on average, scales counted; default 4.5.
@@ -109,8 +114,11 @@ def quantize(
         found.checkpoint, out, edit, about=about, resume=resume,
         progress=lambda what, done, of: say(f"{what}: {done} of {of} layers"),
     )  # fmt: skip
-    show(bits_sheet(made.layers, widths, found.chosen, choices))
-    return Quantised(made, _mean_bits(found, widths), choices, about, found.checkpoint)
+    after = open_checkpoint(made.path)
+    show(bits_sheet(made.layers, widths, found.chosen, choices, expert_fact(found.checkpoint, after)))
+    report = surgery_report(found.checkpoint, made, about, texts=texts, memory=memory, say=say)
+    show(report.sheet())
+    return Quantised(report, _mean_bits(found, widths), choices)
 
 
 def _widths(

@@ -14,9 +14,11 @@ from coterie.errors import OptionError
 from coterie.jobs.calibrated import calibrated
 from coterie.jobs.locate import locate
 from coterie.jobs.merge import MergeEdit, plan
+from coterie.jobs.reading import open_texts
 from coterie.jobs.sheet import ranges
 from coterie.jobs.statistics import collect_statistics
 from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
+from coterie.models.prompts import Prompts
 from coterie.models.statistics import Statistics
 from coterie.surgery.layer import LayerExperts, read_layer
 from coterie.surgery.merge_plan import MergeOptions
@@ -97,20 +99,19 @@ def shrinking(
     Args:
         model, revision, memory: as of `coterie.load`.
         out: where the result is to go; refused now if it cannot.
-        statistics, texts: as of `coterie.jobs.merge`; without either nothing is known: all experts and inputs count
-            alike.
+        statistics: a file of `coterie trace --statistics`, or what it holds.
+        texts: without statistics, what they are collected on; without either nothing is known: all experts and inputs
+            count alike.
         skip_layers: numbers of decoder layers that stay as they are.
         merge_first: merge experts down to so many in a layer before (M-SMoE), the gates untouched.
         resume: unfinished work at ``out`` is no obstacle.
 
     Raises:
-        OptionError: statistics and texts both, ``out`` exists, layers to skip that are not there, experts that are
-            stored in another form already, or merging without knowing by what.
+        OptionError: ``out`` exists, layers to skip that are not there, experts that are stored in another form
+            already, or merging without knowing by what.
         CheckpointError, PromptError: as of `coterie.jobs.merge`.
     """
     refuse_existing(Path(out).expanduser(), resume)
-    if statistics is not None and texts:
-        raise OptionError("Give --statistics FILE or --text FILE, not both: statistics are of a text of their own.")
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(locate(model, revision))
     _refuse_kinds(checkpoint)
     if merge_first is not None:
@@ -124,6 +125,8 @@ def shrinking(
         return Shrinking(checkpoint, found.statistics, found.chosen, merging)
     if isinstance(statistics, str | Path):
         statistics = Statistics.load(statistics)
+    if statistics is not None and texts:  # looked at only in the end, and that is late to find out
+        open_texts(texts, Prompts.of(checkpoint.path, checkpoint.context_length), 2)
     elif statistics is None and texts:
         statistics = collect_statistics(checkpoint, texts, None, memory, say=say).statistics
     if statistics is not None:

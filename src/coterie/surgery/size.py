@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import comb, prod
+from math import comb
 from typing import Any
 
 from coterie.models.checkpoint import Checkpoint, ExpertSite
@@ -17,7 +17,7 @@ class Size:
     """Of one model.
 
     Attributes:
-        parameters: all of them; of experts stored in another way, the numbers that lie on disk.
+        parameters: all of them; of factored experts, the numbers of their factors.
         active: those that a token meets, as an expectation.
         nbytes: of all weights on disk.
         flops: of one token, one multiplication and one addition for every active parameter but the embeddings.
@@ -42,7 +42,7 @@ def size_of(checkpoint: Checkpoint) -> Size:
     total, met = counted.num_total, counted.num_active
     for site in checkpoint.sites:
         if site.kind is not None:
-            numbers = [sum(prod(part.shape) for part in site.parts(e).values()) for e in range(site.num_experts)]
+            numbers = [site.kind.parameters(e) for e in range(site.num_experts)]
             products = [site.kind.multiplications(e) for e in range(site.num_experts)]
             total += sum(numbers)
             met += sum(numbers) * share(site)
