@@ -49,8 +49,11 @@ class Exported:
         """A JSON table."""
         record: dict[str, Any] = {"format": self.format, "out": str(self.path)}
         if self.made is not None:
-            record |= {"before": self.made.before.as_record(), "after": self.made.after.as_record(),
-                       "difference": self.made.difference, "vllm": None if self.vllm is None else list(self.vllm)}  # fmt: skip
+            vllm = None if self.vllm is None else list(self.vllm)
+            record |= {
+                "before": self.made.before.as_record(), "after": self.made.after.as_record(),
+                "difference": self.made.difference, "vllm": vllm,
+            }  # fmt: skip
         if self.gguf is not None:
             record |= {"tensors": self.gguf.tensors, "bytes": self.gguf.nbytes, "vocabulary": self.gguf.vocabulary}
         return record
@@ -60,7 +63,7 @@ class Exported:
         if self.gguf is not None:
             words = self.gguf.vocabulary
             vocabulary = f"with its tokenizer, {words}" if words != "no_vocab" else (
-                "without a tokenizer (no_vocab): the gguf package has none of its kind, so llama.cpp takes token ids only"
+                "without a tokenizer (no_vocab): none of its kind is known here, so that llama.cpp takes token ids only"
             )  # fmt: skip
             return f"{self.gguf.tensors} tensors, {vocabulary}. Read back and compared."
         assert self.made is not None

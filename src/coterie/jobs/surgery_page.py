@@ -44,7 +44,7 @@ def _cards(report: SurgeryReport) -> str:
 def _note(report: SurgeryReport) -> str:
     text = f"Container: {report.made.container}."
     if report.made.difference is not None:
-        text += f" Logits of the written model differ from the edit in memory by {report.made.difference:.1e} of their spread."
+        text += f" The written model's logits are those of the edit, to {report.made.difference:.1e} of their spread."
     if report.texts:
         text += f" Perplexity on {'; '.join(report.texts)}."
     return text

@@ -30,8 +30,8 @@ or, in less memory than it has weights:
 ```bash
 coterie run {name} --memory 4GiB
 ```""",
-    "alias": """Several rows of its gates lead to one expert, which plain transformers cannot say: it refuses the directory
-rather than load it wrongly. With Coterie:
+    "alias": """Several rows of its gates lead to one expert, which plain transformers cannot say: it refuses the
+directory rather than load it wrongly. With Coterie:
 
 ```python
 import coterie.models
@@ -42,8 +42,8 @@ model = AutoModelForCausalLM.from_pretrained("{name}")
 
 or `coterie run {name} --memory 4GiB`. For plain transformers, at the size of the original:
 `coterie export {name} --format native --out DIR`.""",
-    "coterie": """Its layers differ in a way that plain transformers cannot say: it refuses the directory rather than load it
-wrongly. With Coterie:
+    "coterie": """Its layers differ in a way that plain transformers cannot say: it refuses the directory rather
+than load it wrongly. With Coterie:
 
 ```python
 import coterie.models
@@ -79,8 +79,8 @@ def card_text(name: str, source: str, about: Method, made: Rewritten) -> str:
         "training": "Its weights were changed by learning.",
     }[about.mark]
     check = "" if made.difference is None else (
-        f"\nBefore it was put in place, its logits on a few tokens were held against the edit in memory: they differ by "
-        f"{made.difference:.1e} of their spread, in float32.\n"
+        f"\nBefore it was put in place, its logits on a few tokens were held against the edit in memory: they differ "
+        f"by {made.difference:.1e} of their spread, in float32.\n"
     )  # fmt: skip
     paper = f"\nMethod: {about.paper}.\n" if about.paper else ""
     return (

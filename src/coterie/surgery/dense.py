@@ -138,8 +138,8 @@ def _ffns(body: Any, opened: Checkpoint) -> tuple[DenseFFN, ...]:
     found = [site for site in find_ffns(body) if not site.name.startswith(beside or ("\0",))]
     if not found:
         raise UnsupportedError(
-            f"{opened.path} has no feed-forward of a known form ({opened.config.model_type}): two or three linear maps, "
-            "up and down again."
+            f"{opened.path} has no feed-forward of a known form ({opened.config.model_type}): two or three linear "
+            "maps, up and down again."
         )
     return tuple(_ffn(body, opened, site, on_disk) for site in found)
 
@@ -151,7 +151,8 @@ def _ffn(body: Any, opened: Checkpoint, site: FFNSite, on_disk: Mapping[str, str
     bias = getattr(block.get_submodule(site.down), "bias", None) is not None
     fused = "gate_up_proj" in roles
     width = int(text_config(body.config).hidden_size)
-    options = {"gated": fused or "gate_proj" in roles, "bias": bias, "activation": _activation(block, opened)}
+    gated, activation = fused or "gate_proj" in roles, _activation(block, opened)
+    options: dict[str, Any] = {"gated": gated, "bias": bias, "activation": activation}
     shape = FFNShape(width, site.inner, fused=False, **options)
     disk = FFNShape(width, site.inner, fused=fused, transposed=conv, **options)
     names = {}
@@ -162,7 +163,8 @@ def _ffn(body: Any, opened: Checkpoint, site: FFNSite, on_disk: Mapping[str, str
                 names[f"{role}{end}"] = on_disk[full]
     if names.keys() != disk.weight_shapes().keys():
         raise UnsupportedError(
-            f"{opened.path}: the feed-forward {site.name} has {sorted(names)}, a known one {sorted(disk.weight_shapes())}."
+            f"{opened.path}: the feed-forward {site.name} has {sorted(names)}, a known one "
+            f"{sorted(disk.weight_shapes())}."
         )
     return DenseFFN(site.name, site.layer, shape, disk, names)
 

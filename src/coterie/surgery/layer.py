@@ -148,15 +148,18 @@ def _read_weights(checkpoint: Checkpoint, site: ExpertSite) -> dict[str, Tensor]
                 stacks[name] = torch.empty(site.num_experts, *weight.shape, dtype=site.dtype)
             if not bool(torch.isfinite(weight).all()):
                 raise CheckpointError(
-                    f"{checkpoint.path}: {_disk_name(site, expert)} holds NaN or infinity (layer {site.layer}, expert "
-                    f"{expert}, {name}). Nothing can be made of it: copy or download the checkpoint again."
+                    f"{checkpoint.path}: {_disk_name(site, expert, name)} holds NaN or infinity (layer {site.layer}, "
+                    f"expert {expert}, {name}). Nothing can be made of it: copy or download the checkpoint again."
                 )
             stacks[name][expert] = weight
     return stacks
 
 
-def _disk_name(site: ExpertSite, expert: int) -> str:
-    names = next(iter(site.names.values()), site.name)
+def _disk_name(site: ExpertSite, expert: int, weight: str) -> str:
+    """What the tensor is called on disk that an expert's ``weight`` was read from."""
+    fused = weight.replace("gate_proj", "gate_up_proj").replace("up_proj", "gate_up_proj")
+    parts = sorted(site.names, key=lambda part: (not part.startswith(weight), not part.startswith(fused)))
+    names = site.names[parts[0]] if parts else site.name
     return repr(names if isinstance(names, str) else names[expert])
 
 

@@ -183,8 +183,8 @@ def mixture_family(dense: DenseCheckpoint, name: str = "auto", *, shared: bool =
     if chosen not in fitting:
         allowed = ", ".join(family.name for family in fitting) or "none"
         raise OptionError(
-            f"A {kind} model{' with a shared expert' if shared else ''} cannot be written as {name}: its attention or its "
-            f"shared expert has no place there. Families that can: {allowed}."
+            f"A {kind} model{' with a shared expert' if shared else ''} cannot be written as {name}: its attention or "
+            f"its shared expert has no place there. Families that can: {allowed}."
         )
     return chosen
 
@@ -218,6 +218,6 @@ def _no_family(dense: DenseCheckpoint, shared: bool) -> str:
         return f"No native family has {kind}'s attention and a shared expert. Make experts without a shared one."
     known = sorted({one for family in _FAMILIES for one in family.takes})
     return (
-        f"{dense.path} is of the family {kind!r}; no native mixture has its attention. Models of {', '.join(known)} can be "
-        "written as a mixture."
+        f"{dense.path} is of the family {kind!r}; no native mixture has its attention. Models of {', '.join(known)} "
+        "can be written as a mixture."
     )

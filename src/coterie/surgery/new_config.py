@@ -57,8 +57,8 @@ def with_counts(config: Mapping[str, Any], before: int, after: int, inner: tuple
     new = copy.deepcopy(dict(config))
     if before != after and not _replace(new, COUNTS, before, after, every=True):
         raise OptionError(
-            f"config.json of this family has no field that says {before} experts for all layers, so that no other number "
-            "can be said. Choose the coterie container."
+            f"config.json of this family has no field that says {before} experts for all layers, so that no other "
+            "number can be said. Choose the coterie container."
         )
     if inner is not None and inner[0] != inner[1] and not _replace(new, _INNER, *inner, every=False):
         raise OptionError(

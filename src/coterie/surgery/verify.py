@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from coterie.errors import CheckpointError, UnsupportedError
 from coterie.experts import FFN, Experts, KindExperts
 from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
-from coterie.models.compat import auto_class, quiet, text_inputs
+from coterie.models.compat import DiskNames, auto_class, quiet, skeleton, text_inputs
 from coterie.models.find import find_sites
 from coterie.models.language import load_host
 from coterie.models.reshape import resize_gate
@@ -106,11 +106,25 @@ def edited_host(checkpoint: Checkpoint, edit: Edit) -> Any:
         return made[site.name]
 
     host = load_host(plain, factory, torch.float32)
+    _round_encoded(host, checkpoint)
     sites = {site.name: site for site in checkpoint.sites}
     for found in find_sites(host):
         begin = _beginning(host, checkpoint, sites[found.name], found, made[found.name], edit)
         host.get_submodule(found.block_name).register_forward_pre_hook(begin)
     return host
+
+
+@torch.no_grad()
+def _round_encoded(host: Any, checkpoint: Checkpoint) -> None:
+    """Dense weights that were quantised, as they are written: in the dtype that the model is computed in."""
+    if not checkpoint.encoded:
+        return
+    names = DiskNames(skeleton(checkpoint.config, checkpoint.compute_dtype))
+    parameters = dict(host.named_parameters())
+    for name in checkpoint.encoded:
+        for each in names.place(name).fills:
+            if each in parameters:
+                parameters[each].copy_(parameters[each].to(checkpoint.compute_dtype))
 
 
 def _beginning(
