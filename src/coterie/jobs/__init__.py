@@ -2,6 +2,7 @@
 
 from coterie.jobs.add_expert import add_expert
 from coterie.jobs.budget import Budget
+from coterie.jobs.compress import Compressed, compress
 from coterie.jobs.doctor import doctor
 from coterie.jobs.findings import Diagnosis
 from coterie.jobs.inspect import inspect
@@ -11,6 +12,7 @@ from coterie.jobs.locate import locate
 from coterie.jobs.merge import Merged, merge
 from coterie.jobs.plan import Plan, plan
 from coterie.jobs.prune import Pruned, prune
+from coterie.jobs.quantize import Quantised, quantize
 from coterie.jobs.record import Record, record
 from coterie.jobs.split import Split, export_expert, split
 from coterie.jobs.statistics import Calibration, collect_statistics
@@ -22,12 +24,14 @@ from coterie.jobs.verify import Report, verify
 __all__ = [
     "Budget",
     "Calibration",
+    "Compressed",
     "Diagnosis",
     "ExpertSource",
     "Inspection",
     "Merged",
     "Plan",
     "Pruned",
+    "Quantised",
     "Record",
     "Report",
     "Residence",
@@ -37,6 +41,7 @@ __all__ = [
     "Usage",
     "add_expert",
     "collect_statistics",
+    "compress",
     "copies_of",
     "doctor",
     "export_expert",
@@ -46,6 +51,7 @@ __all__ = [
     "merge",
     "plan",
     "prune",
+    "quantize",
     "read_plan",
     "record",
     "split",

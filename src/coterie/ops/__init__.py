@@ -12,10 +12,12 @@ from coterie.ops.correction import corrected, route_load
 from coterie.ops.dispatch import Groups, combine, combine_reference, group_by_expert
 from coterie.ops.draw import fold, gumbel, uniform, word_of
 from coterie.ops.linkage import average_linkage
+from coterie.ops.lowrank import factored_parameters, low_rank, spectrum, stable_rank
 from coterie.ops.partition import DenseSplit, even_channels, split_columns, split_dense, split_rows
 from coterie.ops.quantize import dequantize_fp8_blocks, dequantize_mxfp4
 from coterie.ops.select import check_groups, check_k, group_limited_top_k, hash_choice, top_k
 from coterie.ops.similarity import Redundancy, cosine_of_rows, logit_similarity, redundancy, weight_similarity
+from coterie.ops.structure import keep_units, kept_share
 from coterie.ops.threshold import min_p, top_p
 
 __all__ = [
@@ -39,13 +41,17 @@ __all__ = [
     "dequantize_mxfp4",
     "entropy",
     "even_channels",
+    "factored_parameters",
     "fold",
     "group_by_expert",
     "group_limited_top_k",
     "gumbel",
     "hash_choice",
+    "keep_units",
+    "kept_share",
     "load_shares",
     "logit_similarity",
+    "low_rank",
     "match_rows",
     "mean_experts",
     "members",
@@ -55,9 +61,11 @@ __all__ = [
     "places_per_route",
     "redundancy",
     "route_load",
+    "spectrum",
     "split_columns",
     "split_dense",
     "split_rows",
+    "stable_rank",
     "switch_balance",
     "top_k",
     "top_p",

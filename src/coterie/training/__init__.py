@@ -12,6 +12,7 @@ from coterie.training.recipe_read import read_recipe
 from coterie.training.recipe_run import train_recipe
 from coterie.training.residual import residual_dropout
 from coterie.training.schedules import Schedule, constant, cosine, exponential, linear, multi_step, piecewise, schedule
+from coterie.training.sparsify import Sparsify, zero_shot
 from coterie.training.stored_teacher import StoredTeacher, store_teacher
 from coterie.training.summary import Outcome
 from coterie.training.text import read_domains, read_text
@@ -31,6 +32,7 @@ __all__ = [
     "PocketRecipe",
     "Recipe",
     "Schedule",
+    "Sparsify",
     "StoredTeacher",
     "Teacher",
     "Trigram",
@@ -65,4 +67,5 @@ __all__ = [
     "train_recipe",
     "train_tokenizer",
     "worth",
+    "zero_shot",
 ]
