@@ -90,7 +90,8 @@ def facts_of(options: SplitOptions, known: Statistics | None, dense: DenseCheckp
 def method_of(options: SplitOptions, known: Statistics | None, lists: Channels | None) -> Method:
     """What is done, for the card."""
     cut = options.cut
-    exact = options.all_on and not options.overlapping and options.start(known is not None) == "zero"
+    alike = options.all_on and not options.overlapping and options.start(known is not None) == "zero"
+    exact = alike or cut.density == 1
     summary = f"Every feed-forward was cut into {cut.experts} experts by {cut.way}, {options.k} of them for a token."
     calibration = {} if known is None else {
         "tokens": known.tokens, "texts": ", ".join(text["name"] for text in known.about.get("texts", [])),
