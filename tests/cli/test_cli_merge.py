@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 import pytest
 
@@ -125,3 +126,22 @@ def test_layers_by_numbers_and_ranges():
     assert layer_numbers("3, 0-1,1") == [0, 1, 3]
     with pytest.raises(OptionError, match="Write 2-5"):
         layer_numbers("5-2")
+
+
+@pytest.mark.parametrize("verb", ["merge", "prune"])
+def test_an_interruption_says_what_is_left(verb, coterie, tiny, statistics, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("coterie.surgery.rewrite"), "check_written", interrupted)
+    out = tmp_path / "out"
+    command = [verb, tiny, "-e", 8, "--statistics", statistics, "--out", out]
+    done = coterie(*command)
+    assert done.exit_code == 130
+    assert not out.exists()
+    assert f"What is whole lies in {out}.part. Go on by --resume" in done.stderr
+    assert "unfinished work" in coterie(*command).stderr
+    monkeypatch.undo()
+    assert coterie(*command, "--resume").exit_code == 0
+    assert out.exists()
+    assert not (tmp_path / "out.part").exists()

@@ -21,6 +21,7 @@ from coterie.cli.surgery_options import (
     Text,
     given,
     layer_numbers,
+    resumable,
 )
 
 HOW = "How, in place of what the method says"
@@ -109,7 +110,7 @@ def merge(
     )  # fmt: skip
     if report is not None:
         check_output(report)
-    with Progress(as_json) as progress:
+    with Progress(as_json) as progress, resumable(out):
         made = make(
             model, out, experts, method=method, statistics=statistics, texts=text or (), memory=memory,
             skip_layers=layer_numbers(skip_layers), container=container,  # type: ignore[arg-type]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coterie.cli.shell import INTERRUPTED, stop
 from coterie.errors import OptionError
 
 if TYPE_CHECKING:
@@ -83,6 +86,20 @@ class Shown:
             typer.echo()
         self._any = True
         show(sheet)
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """An interruption that leaves finished files behind says where they are, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        part = out.with_name(f"{out.name}.part")
+        if part.exists():
+            stop(
+                f"Interrupted. What is whole lies in {part}. Go on by --resume, or remove it: rm -r {part}", INTERRUPTED
+            )
+        raise
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -75,9 +75,10 @@ def match_rows(reference: Tensor, target: Tensor, *, exact: bool | None = None) 
     if torch.equal(reference, target):
         return same
     if len(reference) <= _EXACT if exact is None else exact:
-        order = _best(reference @ target.T)
-    else:
-        order = greedy_match(reference, target, _best)
+        scores = reference @ target.T
+        order = _best(scores)
+        return order if _picked(scores, order) > _picked(scores, same) else same
+    order = greedy_match(reference, target, _best)
     return order if _score(reference, target[order]) > _score(reference, target) else same
 
 
@@ -112,6 +113,10 @@ def _best(scores: Tensor) -> Tensor:
     except ImportError as error:
         raise MissingExtraError("scipy, which matches neurons,", extra="surgery") from error
     return torch.from_numpy(linear_sum_assignment(scores.numpy(), maximize=True)[1]).long()
+
+
+def _picked(scores: Tensor, order: Tensor) -> float:
+    return float(scores.gather(1, order[:, None]).double().sum())
 
 
 def _score(a: Tensor, b: Tensor) -> float:
