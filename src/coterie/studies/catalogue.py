@@ -16,6 +16,7 @@ for _name, _module in {
     "smoe-dropout": "smoe_dropout",
     "thor": "thor",
     "thor-translation": "thor_translation",
+    "mc-smoe": "mc_smoe",
 }.items():
     STUDIES.register(_name)(f"coterie.studies.{_module}")
 
