@@ -216,7 +216,7 @@ def _storage(view: _View, blobs: list[Blob]) -> Storage:
     total = sum(part.nbytes for part in checkpoint.ranges.values())
     return Storage(
         files=len({part.path for part in checkpoint.ranges.values()}), nbytes=total,
-        stacked=not isinstance(next(iter(checkpoint.sites[0].stored.values())), tuple),
+        stacked=not isinstance(next(iter(checkpoint.sites[0].stored.values()), ()), tuple),
         experts=len(blobs), one_read=sum(number == 1 for number in reads), most_reads=max(reads),
         straddling=sum(len({segment.path for segment in blob.segments}) > 1 for blob in blobs), unused=unused,
     )  # fmt: skip
