@@ -36,9 +36,11 @@ def texts(tmp_path_factory):
 
 
 def test_split_shows_what_it_did_and_what_is_next(coterie, dense, texts, tmp_path):
-    done = coterie("split", dense, "-e", 4, "--k", 2, "--text", texts / "code.txt", "--out", tmp_path / "out")
+    done = coterie("split", dense, "-e", 4, "--k", 2, "--text", texts / "code.txt", "--out", tmp_path / "out",
+                   "--report", tmp_path / "report.html")  # fmt: skip
     assert done.exit_code == 0, done.stderr
-    for words in ("kmeans-activations", "router agrees", "FLOPs per token", "lossy: 2 of 4 experts", "coterie train"):
+    assert "perplexity" in (tmp_path / "report.html").read_text()
+    for words in ("perplexity", "kmeans-activations", "router agrees", "FLOPs per token", "lossy: 2 of 4 experts", "coterie train"):
         assert words in done.stdout
     assert coterie("inspect", tmp_path / "out").exit_code == 0
     run = coterie("run", tmp_path / "out", "the", "--raw", "-n", 2)

@@ -101,7 +101,7 @@ def test_read_me_masked_is_sliced_and_layouts_agree(tmp_path, dense, seen):
     split(dense, tmp_path / "permanent", density=0.5, permanent=True, statistics=seen)
     assert apart(logits(tmp_path / "permanent"), logits(tmp_path / "fused")) <= 1e-5
     plain = export_expert(dense, tmp_path / "prose", "prose", tmp_path / "fused")
-    assert plain.difference <= 1e-5
+    assert plain.made.difference <= 1e-5
     config = json.loads((tmp_path / "prose" / "config.json").read_text())
     assert (config["model_type"], config["intermediate_size"]) == ("llama", INNER // 2)
     model = AutoModelForCausalLM.from_pretrained(dense).eval()
@@ -140,7 +140,7 @@ def test_a_slice_of_families_with_biases_and_without_gates(tmp_path, domains):
         names = [ffn.name for ffn in open_dense(source).ffns]
         lists = Channels({name: LayerChannels(own[0, :0], own, INNER) for name in names})
         made = export_expert(source, tmp_path / f"{family}-1", 1, lists)
-        assert made.difference <= 1e-5
+        assert made.made.difference <= 1e-5
         model = AutoModelForCausalLM.from_pretrained(source).eval()
         with masked(model, lists, 1), torch.no_grad():
             wanted = model(input_ids=torch.arange(2, 42).view(1, 40)).logits[0]

@@ -10,7 +10,7 @@ import typer
 
 from coterie.cli.run import Json, Memory, Revision
 from coterie.cli.shell import one_sentence
-from coterie.cli.surgery_options import CALIBRATION, Out, Resume, Shown, Statistics, Text
+from coterie.cli.surgery_options import CALIBRATION, Out, Report, Resume, Shown, Statistics, Text
 from coterie.cli.trace import domains_of
 
 CUT = "Who gets which channels"
@@ -101,6 +101,7 @@ def split(
     ] = None,
     family: Family = "auto",
     memory: Memory = None,
+    report: Report = None,
     resume: Resume = False,
     revision: Revision = None,
     as_json: Json = False,
@@ -118,8 +119,11 @@ def split(
     if export_domain is not None:
         _export(model, out, export_domain, channels, revision, resume, as_json)
         return
+    from coterie.jobs.output import check_output
     from coterie.jobs.split import split as make
 
+    if report is not None:
+        check_output(report)
     with Progress(as_json) as progress:
         made = make(
             model, out, experts, k=k, way=by, shared=shared, density=density, permanent=permanent, router=router,
@@ -127,6 +131,8 @@ def split(
             statistics=statistics, texts=text or (), domains=domains_of(domain or []), memory=memory, family=family,
             revision=revision, resume=resume, say=progress.say, show=Shown(as_json),
         )  # fmt: skip
+    if report is not None:
+        made.write_page(report)
     if as_json:
         typer.echo(json.dumps({"model": model, **made.as_record()}))
     else:
@@ -145,17 +151,16 @@ def _export(
     from coterie.cli.progress import Progress
     from coterie.errors import OptionError
     from coterie.jobs.split import export_expert
-    from coterie.jobs.split_sheet import sizes_sheet
+    from coterie.jobs.split_sheet import kept_sheet
 
     if channels is None:
         raise OptionError("Say of which split: --channels DIR, the directory that coterie split made.")
     with Progress(as_json) as progress:
         made = export_expert(model, out, expert, channels, revision=revision, resume=resume, say=progress.say)
     if as_json:
-        record = {"before": made.before.as_record(), "after": made.after.as_record(), "difference": made.difference}
-        typer.echo(json.dumps({"model": model, "out": str(out), "expert": expert, **record}))
+        typer.echo(json.dumps({"model": model, "expert": expert, **made.as_record()}))
         return
-    Shown(False)(
-        sizes_sheet(made, f"lossy: the channels of expert {expert} alone, as the masked dense model has them.")
-    )
+    shown = Shown(False)
+    shown(made.sheet())
+    shown(kept_sheet(f"lossy: the channels of expert {expert} alone, as the masked dense model has them."))
     typer.echo(f"\nWritten to {out}, a plain dense model.")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coterie.cli.run import Json, Revision
+from coterie.cli.run import Json, Memory, Revision
 from coterie.cli.shell import one_sentence
-from coterie.cli.surgery_options import Container, Out, Resume, Shown
+from coterie.cli.surgery_options import Container, Out, Report, Resume, Shown
 
 if TYPE_CHECKING:
     from coterie.jobs.upcycle_plan import UpcyclePlan
@@ -63,6 +63,11 @@ def upcycle(
     family: Annotated[
         str | None, typer.Option(help="To write in: mixtral, qwen2_moe, qwen3_moe. Default: by what MODEL is.")
     ] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A text to measure perplexity on; may be given often.")
+    ] = None,
+    memory: Memory = None,
+    report: Report = None,
     container: Container = "auto",
     seed: Annotated[int | None, typer.Option(min=0, help="Of noise and of random rows.")] = None,
     resume: Resume = False,
@@ -79,11 +84,15 @@ def upcycle(
     """
     from coterie.cli.progress import Progress
     from coterie.jobs.add_expert import add_expert
+    from coterie.jobs.output import check_output
     from coterie.jobs.upcycle import upcycle as make
 
+    if report is not None:
+        check_output(report)
     with Progress(as_json) as progress:
         common: dict[str, Any] = {
-            "revision": revision, "resume": resume, "say": progress.say, "show": Shown(as_json)
+            "texts": text or (), "memory": memory, "revision": revision, "resume": resume, "say": progress.say,
+            "show": Shown(as_json),
         }  # fmt: skip
         if add is not None:
             _refuse({"--experts": experts, "--expert": expert, "--gates": gates, "--k": k, "--family": family}, "--add")
@@ -95,6 +104,8 @@ def upcycle(
             _refuse({"--negative": negative}, "another task than --add")
             plan = _plan(model, experts, noise, expert or [], prompt or [], gates, k, seed)
             made = make(plan, out, family=family, **common)
+    if report is not None:
+        made.write_page(report)
     if as_json:
         typer.echo(json.dumps({"model": model, **made.as_record()}))
     else:

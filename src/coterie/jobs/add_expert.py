@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from coterie.errors import OptionError, UnsupportedError
 from coterie.jobs.locate import locate
 from coterie.jobs.sheet import Sheet
-from coterie.jobs.split_sheet import sizes_sheet
+from coterie.jobs.split_sheet import kept_sheet
+from coterie.jobs.surgery_report import surgery_report
 from coterie.jobs.upcycle import Upcycled
 from coterie.jobs.upcycle_gates import new_states
 from coterie.models.checkpoint import open_checkpoint
@@ -30,6 +31,7 @@ Show = Callable[[Sheet], None]
 
 def add_expert(
     model: str | Path, dense: str | Path, out: str | Path, *, prompts: Sequence[str] = (), negative: Sequence[str] = (),
+    texts: Sequence[str | Path] | Mapping[str, str] = (), memory: str | int | None = None,
     container: Container = "auto", revision: str | None = None, resume: bool = False, say: Say = lambda text: None,
     show: Show = lambda sheet: None,
 ) -> Upcycled:  # fmt: skip
@@ -43,6 +45,7 @@ def add_expert(
         dense: a dense checkpoint whose feed-forwards are as wide as an expert.
         out: the directory to make.
         prompts, negative: texts that the new expert should get, and that it should not.
+        texts, memory: as of `upcycle`.
         container, revision, resume: as of `coterie.surgery.rewrite`.
         say, show: told what is being done; given sheets for people.
 
@@ -81,8 +84,10 @@ def add_expert(
         progress=lambda what, done, of: say(f"{what}: {done} of {of} layers"),
     )  # fmt: skip
     kept = f"lossy: tokens that choose the new expert are answered by it; its row begins with {started}."
-    show(sizes_sheet(made, kept))
-    return Upcycled(made, about, kept)
+    report = surgery_report(checkpoint, made, about, texts=texts, memory=memory, say=say)
+    show(report.sheet())
+    show(kept_sheet(kept))
+    return Upcycled(report, kept)
 
 
 def _grown_router(layer: LayerExperts, positive: Tensor | None, negative: Tensor | None) -> dict[str, Tensor]:

@@ -11,8 +11,10 @@ from coterie.errors import OptionError
 from coterie.jobs.locate import locate
 from coterie.jobs.sheet import Sheet
 from coterie.jobs.split_options import PAPERS, exactness, facts_of, method_of, options_as_listed, shares, split_options
-from coterie.jobs.split_sheet import decisions_sheet, sizes_sheet
+from coterie.jobs.split_page import channels_parts
+from coterie.jobs.split_sheet import decisions_sheet, kept_sheet
 from coterie.jobs.statistics import collect_statistics
+from coterie.jobs.surgery_report import SurgeryReport, surgery_report, write_report
 from coterie.models.statistics import Statistics
 from coterie.surgery.channels import Channels
 from coterie.surgery.dense import DenseCheckpoint, DenseLayer, open_dense, read_ffn
@@ -45,27 +47,38 @@ class Split:
     """What `split` made.
 
     Attributes:
-        made: the new checkpoint, and sizes before and after.
+        report: the new checkpoint, sizes before and after, perplexity where there were texts.
         channels: of every layer; also in the directory, as `CHANNELS`.
         decisions: number of the layer -> what became of it.
-        method: what was done, as the card says it.
         exactness: in words: what of the dense model's function is kept.
     """
 
-    made: Rewritten
+    report: SurgeryReport = field(repr=False)
     channels: Channels = field(repr=False)
     decisions: Mapping[int, Decision] = field(repr=False)
-    method: Method = field(repr=False)
     exactness: str
+
+    @property
+    def made(self) -> Rewritten:
+        """The new checkpoint, and sizes before and after."""
+        return self.report.made
+
+    @property
+    def method(self) -> Method:
+        """What was done, as the card says it."""
+        return self.report.method
 
     def as_record(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {
-            "out": str(self.made.path), "container": self.made.container, "method": self.method.as_record(),
-            "before": self.made.before.as_record(), "after": self.made.after.as_record(),
-            "layers": {str(layer): dict(each.about) for layer, each in self.decisions.items()},
-            "exactness": self.exactness, "difference": self.made.difference,
-        }  # fmt: skip
+        return {**self.report.as_record(), "exactness": self.exactness}
+
+    def write_page(self, path: str | Path) -> None:
+        """A page with pictures, as one HTML file.
+
+        Raises:
+            OptionError: the file cannot be written.
+        """
+        write_report(path, self.report, channels_parts(self.channels, self.exactness))
 
 
 def split(
@@ -95,7 +108,7 @@ def split(
         channels: lists of an earlier split to take in place of choosing any: its directory, or the file.
         statistics: of the dense model: a file of `coterie.jobs.collect_statistics`, or what it returned.
         texts, domains: in place of it: files, or name -> text; name of a domain -> files.
-        memory: for collecting them.
+        memory: for collecting them, and for the perplexity of the result on them.
         family: to write in, one of `coterie.surgery.FAMILY_NAMES`; "auto" by what ``model`` is.
         resume: go on with unfinished work.
         say, show: told what is being done; given sheets for people.
@@ -142,14 +155,16 @@ def split(
     (made.path / CHANNELS).parent.mkdir(exist_ok=True)
     taken.save(made.path / CHANNELS)
     kept = exactness(options, found)
-    show(sizes_sheet(made, kept))
-    return Split(made, taken, {ffn.layer: found[ffn.name] for ffn in dense.ffns}, about, kept)
+    report = surgery_report(dense, made, about, texts=_all_texts(texts, domains), memory=memory, say=say)
+    show(report.sheet())
+    show(kept_sheet(kept))
+    return Split(report, taken, {ffn.layer: found[ffn.name] for ffn in dense.ffns}, kept)
 
 
 def export_expert(
     model: str | Path, out: str | Path, expert: int | str, channels: str | Path | Channels, *,
     revision: str | None = None, resume: bool = False, say: Say = lambda text: None,
-) -> Rewritten:  # fmt: skip
+) -> SurgeryReport:  # fmt: skip
     """Write one expert of a split as a plain dense checkpoint of the family of ``model``. Lossy. Blocks.
 
     Args:
@@ -170,10 +185,11 @@ def export_expert(
         "split", "lossy", f"Every feed-forward has the channels of expert {name} alone.",
         PAPERS["read-me"], {}, {"expert": name, **dict(lists.about)},
     )  # fmt: skip
-    return write_slice(
+    made = write_slice(
         dense, out, lists, number, about=about, resume=resume,
         progress=lambda what, done, of: say(f"{what}: {done} of {of} layers"),
     )  # fmt: skip
+    return surgery_report(dense, made, about)
 
 
 def _expert_number(expert: int | str, lists: Channels) -> tuple[int, str]:
@@ -200,6 +216,13 @@ def _given(
     known = Statistics.load(statistics) if isinstance(statistics, str | Path) else statistics
     known.check(dense)
     return known
+
+
+def _all_texts(texts: Texts, domains: Mapping[str, Sequence[str | Path]] | None) -> Texts:
+    """What perplexity is measured on: the texts, and those of the domains."""
+    if isinstance(texts, Mapping):
+        return texts
+    return [*texts, *(file for files in (domains or {}).values() for file in files)]
 
 
 def _load_channels(path: str | Path, dense: DenseCheckpoint) -> Channels:

@@ -1,17 +1,15 @@
-"""Splitting and upcycling for people: what each layer became, sizes before and after, what is exact."""
+"""Splitting and upcycling for people: what each layer became, and what is exact."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from coterie.jobs.sheet import Facts, Sheet, Table, count
+from coterie.jobs.sheet import Facts, Sheet, Table
 from coterie.surgery.dense_split import Decision, SplitOptions
-from coterie.surgery.rewrite import Rewritten
-from coterie.units import format_bytes
 
-__all__ = ["decisions_sheet", "sizes_sheet"]
+__all__ = ["decisions_sheet", "kept_sheet"]
 
 
 def decisions_sheet(name: str, options: SplitOptions, decisions: Mapping[int, Decision]) -> Sheet:
@@ -39,23 +37,9 @@ def decisions_sheet(name: str, options: SplitOptions, decisions: Mapping[int, De
     return Sheet(f"Experts of {name}", [*blocks, Facts("", said)])
 
 
-def sizes_sheet(made: Rewritten, exactness: str, more: Mapping[str, str] | None = None) -> Sheet:
-    """Sizes before and after, and what is exact."""
-    pairs = [
-        ("parameters", made.before.parameters, made.after.parameters, count),
-        ("active per token", made.before.active, made.after.active, count),
-        ("bytes of weights", made.before.nbytes, made.after.nbytes, format_bytes),
-        ("FLOPs per token", made.before.flops, made.after.flops, count),
-    ]  # fmt: skip
-    rows = [
-        [label, text(before), text(after), f"{after / before - 1:+.0%}" if before else "-"]
-        for label, before, after, text in pairs
-    ]
-    facts = [*(more or {}).items(), ("function", exactness)]
-    if made.difference is not None:
-        facts.append(("checked", f"written and read again: logits differ by {made.difference:.1e} of their spread"))
-    table = Table("Sizes", ("", "before", "after", ""), rows, frozenset({1, 2, 3}))
-    return Sheet(f"Written to {made.path.name}", [table, Facts("", facts)])
+def kept_sheet(exactness: str, notes: Sequence[str] = ()) -> Sheet:
+    """What of the function before is kept, and what a user should know."""
+    return Sheet("Kept", [Facts("", [("function", exactness), *(("note", note) for note in notes)])])
 
 
 def _share(about: Mapping[str, Any], name: str) -> str:

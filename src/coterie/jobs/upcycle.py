@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from torch import Tensor
 from coterie.errors import OptionError
 from coterie.jobs.locate import locate
 from coterie.jobs.sheet import Sheet
-from coterie.jobs.split_sheet import sizes_sheet
+from coterie.jobs.split_sheet import kept_sheet
+from coterie.jobs.surgery_report import SurgeryReport, surgery_report, write_report
 from coterie.jobs.upcycle_gates import Gate, first_gates
 from coterie.jobs.upcycle_plan import ExpertSource, UpcyclePlan
 from coterie.jobs.upcycle_sheet import experts_sheet
@@ -39,28 +40,41 @@ class Upcycled:
     """What `upcycle` or `coterie.jobs.add_expert` made.
 
     Attributes:
-        made: the new checkpoint, and sizes before and after.
-        method: what was done, as the card says it.
+        report: the new checkpoint, sizes before and after, perplexity where there were texts.
         exactness: in words: what of the function before is kept.
         notes: what a user should know, a sentence each.
     """
 
-    made: Rewritten
-    method: Method = field(repr=False)
+    report: SurgeryReport = field(repr=False)
     exactness: str
     notes: tuple[str, ...] = ()
 
+    @property
+    def made(self) -> Rewritten:
+        """The new checkpoint, and sizes before and after."""
+        return self.report.made
+
+    @property
+    def method(self) -> Method:
+        """What was done, as the card says it."""
+        return self.report.method
+
     def as_record(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {
-            "out": str(self.made.path), "container": self.made.container, "method": self.method.as_record(),
-            "before": self.made.before.as_record(), "after": self.made.after.as_record(),
-            "exactness": self.exactness, "notes": list(self.notes), "difference": self.made.difference,
-        }  # fmt: skip
+        return {**self.report.as_record(), "exactness": self.exactness, "notes": list(self.notes)}
+
+    def write_page(self, path: str | Path) -> None:
+        """A page with the sizes and what was noted, as one HTML file.
+
+        Raises:
+            OptionError: the file cannot be written.
+        """
+        write_report(path, self.report)
 
 
 def upcycle(
-    plan: UpcyclePlan, out: str | Path, *, family: str | None = None, revision: str | None = None,
+    plan: UpcyclePlan, out: str | Path, *, family: str | None = None,
+    texts: Sequence[str | Path] | Mapping[str, str] = (), memory: str | int | None = None, revision: str | None = None,
     resume: bool = False, say: Say = lambda text: None, show: Show = lambda sheet: None,
 ) -> Upcycled:  # fmt: skip
     """Write a mixture of dense models to ``out``: an expert of each, and all else of the base. Blocks.
@@ -73,6 +87,7 @@ def upcycle(
         plan: what of; `coterie.jobs.read_plan` and `coterie.jobs.copies_of` make some.
         out: the directory to make.
         family: to write in, one of `coterie.surgery.FAMILY_NAMES`; None: as the plan says, or by what the base is.
+        texts, memory: what to measure perplexity on before and after, files or name -> text; and in how much memory.
         revision: of a base on the hub.
         resume: go on with unfinished work.
         say, show: told what is being done; given sheets for people.
@@ -102,8 +117,10 @@ def upcycle(
         progress=lambda what, done, of: say(f"{what}: {done} of {of} layers"),
     )  # fmt: skip
     kept = _exactness(plan)
-    show(sizes_sheet(made, kept, {"note": " ".join(notes)} if notes else None))
-    return Upcycled(made, about, kept, tuple(notes))
+    report = surgery_report(base, made, about, texts=texts, memory=memory, say=say)
+    show(report.sheet())
+    show(kept_sheet(kept, notes))
+    return Upcycled(report, kept, tuple(notes))
 
 
 def _edit(
