@@ -7,6 +7,14 @@ from typing import Annotated
 
 import typer
 
+from coterie.cli.distill_options import (
+    DistillRate,
+    DistillSteps,
+    DistillText,
+    check_distillation,
+    distillation_of,
+    recovered,
+)
 from coterie.cli.run import Json, Memory, Model, Revision
 from coterie.cli.shell import one_sentence
 from coterie.cli.surgery_options import Out, Report, Resume, Shown, SkipLayers, Statistics, Text, layer_numbers
@@ -48,6 +56,9 @@ def compress(
     ] = None,
     statistics: Statistics = None,
     text: Text = None,
+    distill_steps: DistillSteps = None,
+    distill_text: DistillText = None,
+    distill_rate: DistillRate = 1e-4,
     skip_layers: SkipLayers = None,
     report: Report = None,
     memory: Memory = None,
@@ -65,15 +76,22 @@ def compress(
 
     if report is not None:
         check_output(report)
+    check_distillation(distill_steps, distill_text, text)
     with Progress(as_json) as progress:
         made = make(
             model, out, rank=rank, size=size, keep=keep, unit=unit, score=score, merge_first=merge_first,
             statistics=statistics, texts=text or (), memory=memory, skip_layers=layer_numbers(skip_layers),
             revision=revision, resume=resume, say=progress.say, show=Shown(as_json),
         )  # fmt: skip
+        taught = recovered(
+            out, model, distill_steps, distill_text or text, distill_rate, memory=memory, revision=revision,
+            say=progress.say,
+        )  # fmt: skip
     if report is not None:
         made.write_page(report)
     if as_json:
-        typer.echo(json.dumps({"model": model, **made.as_record()}))
+        typer.echo(json.dumps({"model": model, **made.as_record(), **distillation_of(taught)}))
     else:
+        if taught is not None:
+            typer.echo(f"\n{taught.describe()}")
         typer.echo(f"\nWritten to {out} ({made.made.container}). Try it: coterie run {out}")

@@ -7,6 +7,14 @@ from typing import Annotated
 
 import typer
 
+from coterie.cli.distill_options import (
+    DistillRate,
+    DistillSteps,
+    DistillText,
+    check_distillation,
+    distillation_of,
+    recovered,
+)
 from coterie.cli.run import Json, Memory, Model, Revision
 from coterie.cli.shell import one_sentence
 from coterie.cli.surgery_options import (
@@ -47,6 +55,9 @@ def prune(
         typer.Option(metavar="N", min=0, help="naee: subsets of a layer up to which all are tried. Default: 20000."),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of random choices.")] = None,
+    distill_steps: DistillSteps = None,
+    distill_text: DistillText = None,
+    distill_rate: DistillRate = 1e-4,
     skip_layers: SkipLayers = None,
     container: Container = "auto",
     report: Report = None,
@@ -65,6 +76,7 @@ def prune(
 
     if report is not None:
         check_output(report)
+    check_distillation(distill_steps, distill_text, text)
     with Progress(as_json) as progress, resumable(out):
         made = make(
             model, out, experts, method=method, statistics=statistics, texts=text or (), memory=memory,
@@ -72,9 +84,15 @@ def prune(
             revision=revision, resume=resume, say=progress.say, show=Shown(as_json), uniform=uniform,
             **given(limit=limit, seed=seed),
         )  # fmt: skip
+        taught = recovered(
+            out, model, distill_steps, distill_text or text, distill_rate, memory=memory, revision=revision,
+            say=progress.say,
+        )  # fmt: skip
     if report is not None:
         made.write_page(report)
     if as_json:
-        typer.echo(json.dumps({"model": model, **made.as_record()}))
+        typer.echo(json.dumps({"model": model, **made.as_record(), **distillation_of(taught)}))
     else:
+        if taught is not None:
+            typer.echo(f"\n{taught.describe()}")
         typer.echo(f"\nWritten to {out} ({made.made.container}). Try it: coterie run {out}")

@@ -14,6 +14,7 @@ from coterie.jobs.plan import Plan, plan
 from coterie.jobs.prune import Pruned, prune
 from coterie.jobs.quantize import Quantised, quantize
 from coterie.jobs.record import Record, record
+from coterie.jobs.recover import Recovered, recover
 from coterie.jobs.split import Split, export_expert, split
 from coterie.jobs.statistics import Calibration, collect_statistics
 from coterie.jobs.upcycle import Upcycled, upcycle
@@ -33,6 +34,7 @@ __all__ = [
     "Pruned",
     "Quantised",
     "Record",
+    "Recovered",
     "Report",
     "Residence",
     "Split",
@@ -54,6 +56,7 @@ __all__ = [
     "quantize",
     "read_plan",
     "record",
+    "recover",
     "split",
     "upcycle",
     "usage",
