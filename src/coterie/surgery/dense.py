@@ -22,6 +22,7 @@ from coterie.models.feed_forwards import FFNSite, find_ffns
 from coterie.models.layout import sort_tensors
 from coterie.models.shards import quantization_of, read_config_json, read_ranges
 from coterie.models.tensors import FLOATS
+from coterie.surgery.finite import is_finite
 from coterie.surgery.orientation import canonical
 
 __all__ = ["DenseCheckpoint", "DenseFFN", "DenseLayer", "open_dense", "read_ffn"]
@@ -121,7 +122,7 @@ def read_ffn(dense: DenseCheckpoint, ffn: DenseFFN) -> DenseLayer:
     weights = {}
     for weight, name in ffn.names.items():
         weights[weight] = readers[name]()
-        if not bool(torch.isfinite(weights[weight]).all()):
+        if not is_finite(weights[weight]):
             raise CheckpointError(
                 f"{dense.path}: {name!r} holds NaN or infinity. Nothing can be made of it: copy or download it again."
             )

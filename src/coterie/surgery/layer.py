@@ -13,6 +13,7 @@ from coterie.errors import CheckpointError, OptionError
 from coterie.experts import ExpertKind, FFNShape
 from coterie.models.checkpoint import Checkpoint, ExpertSite
 from coterie.models.tensors import read_tensor
+from coterie.surgery.finite import is_finite
 from coterie.surgery.orientation import canonical, canonical_shape
 from coterie.surgery.routing_tensors import RouterTensor, router_tensors
 
@@ -146,7 +147,7 @@ def _read_weights(checkpoint: Checkpoint, site: ExpertSite) -> dict[str, Tensor]
         for name, weight in weights.items():
             if name not in stacks:
                 stacks[name] = torch.empty(site.num_experts, *weight.shape, dtype=site.dtype)
-            if not bool(torch.isfinite(weight).all()):
+            if not is_finite(weight):
                 raise CheckpointError(
                     f"{checkpoint.path}: {_disk_name(site, expert, name)} holds NaN or infinity (layer {site.layer}, "
                     f"expert {expert}, {name}). Nothing can be made of it: copy or download the checkpoint again."
@@ -166,7 +167,7 @@ def _disk_name(site: ExpertSite, expert: int, weight: str) -> str:
 def _read_router(checkpoint: Checkpoint, tensor: RouterTensor) -> Tensor:
     encoded = checkpoint.encoded.get(tensor.disk)
     read = encoded.read() if encoded is not None else read_tensor(checkpoint.ranges[tensor.disk])
-    if not bool(torch.isfinite(read.float()).all()):
+    if not is_finite(read):
         raise CheckpointError(
             f"{checkpoint.path}: {tensor.disk!r} holds NaN or infinity. Copy or download the checkpoint again."
         )
@@ -181,7 +182,7 @@ def _check_weights(new: NewLayer, layer: LayerExperts, where: str) -> None:
         found = tuple(new.weights[name].shape)
         if found != (new.num_experts, *size):
             raise OptionError(f"{where}: {name} must be {[new.num_experts, *size]}, found {list(found)}.")
-        if not bool(torch.isfinite(new.weights[name]).all()):
+        if not is_finite(new.weights[name]):
             raise OptionError(f"{where}: the new {name} holds NaN or infinity. Nothing is written.")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from coterie.errors import OptionError, UnsupportedError
 from coterie.surgery.dense import DenseCheckpoint
+from coterie.surgery.finite import is_finite
 
 __all__ = ["FAMILY_NAMES", "MixtureFamily", "NewMixture", "mixture_family"]
 
@@ -62,7 +63,7 @@ class NewMixture:
         found = {name: tuple(weight.shape) for name, weight in given.items()}
         if found != wanted:
             raise OptionError(f"{where}: experts must have {wanted}, found {found}.")
-        bad = [name for name, weight in given.items() if not bool(torch.isfinite(weight).all())]
+        bad = [name for name, weight in given.items() if not is_finite(weight)]
         if bad:
             raise OptionError(f"{where}: {bad[0]} holds NaN or infinity. Nothing is written.")
         return self

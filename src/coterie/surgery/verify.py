@@ -30,14 +30,14 @@ Edit = Callable[[LayerExperts], NewLayer]
 
 NEAR = 2e-3
 """Largest difference of logits, as a share of their spread, that is rounding: both sides compute in float32."""
-_WHOLE = 1 << 30  # bytes of a checkpoint up to which transformers loads it whole, as a user would
+_WHOLE = 64 << 20  # bytes of a checkpoint up to which transformers loads it whole, as a user would
 
 
 def check_written(checkpoint: Checkpoint, edit: Edit, path: Any, tokens: int = 16) -> float:
     """Compare the model at ``path`` with ``edit`` applied to ``checkpoint`` in memory.
 
     Everything computes in float32 whatever the weights are stored in. Peak memory is the dense weights in float32 and
-    one layer; a checkpoint up to 1 GiB is loaded by transformers itself.
+    one layer; a checkpoint up to 64 MiB is loaded by transformers itself.
 
     Returns the largest difference of logits as a share of their standard deviation.
 

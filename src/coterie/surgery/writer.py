@@ -22,6 +22,7 @@ from torch import Tensor
 from coterie.errors import CheckpointError, OptionError
 from coterie.models.shards import INDEX, SINGLE
 from coterie.ranges import TensorRange, read_header
+from coterie.surgery.finite import has_nan
 from coterie.units import format_bytes
 
 __all__ = ["CheckpointWriter", "part_of", "refuse_existing"]
@@ -298,7 +299,7 @@ def _pieces(name: str, part: TensorRange) -> Iterator[bytes]:
                 if not piece:
                     raise CheckpointError(f"{part.path} is truncated: it ends {left} bytes early. Copy it again.")
                 left -= len(piece)
-                if floats is not None and bool(torch.frombuffer(bytearray(piece), dtype=floats).isnan().any()):
+                if floats is not None and has_nan(torch.frombuffer(bytearray(piece), dtype=floats)):
                     raise CheckpointError(
                         f"{part.path}: {name!r} holds NaN. Nothing can be made of it: copy or download it again."
                     )
