@@ -280,3 +280,30 @@ def test_a_checkpoint_with_nan_is_refused(tmp_path):
         merge(path, tmp_path / "out", 2, statistics=statistics)
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.part").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_routes_to_no_expert_and_layouts_of_their_own(tmp_path):
+    for family in ("zaya", "dbrx"):
+        save_tiny_family(tmp_path / family, tiny_family(family))
+        tiny_tokenizer().save_pretrained(tmp_path / family)
+    made = merge(tmp_path / "zaya", tmp_path / "z", 4, texts=TEXT, uniform=True)
+    assert made.made.container == "alias"
+    assert made.made.difference < 1e-4
+    refused(UnsupportedError, "--router map", lambda: prune(tmp_path / "zaya", tmp_path / "o", 4, texts=TEXT))
+    refused(
+        UnsupportedError, "--router drop --uniform", lambda: merge(tmp_path / "dbrx", tmp_path / "o", 4, texts=TEXT)
+    )
+    made = merge(tmp_path / "dbrx", tmp_path / "d", 4, texts=TEXT, uniform=True, router="drop")
+    assert made.made.container == "native"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("family", "method"), [("gpt_oss", "mxfp4"), ("deepseek_v3", "fp8")])
+def test_quantised_checkpoints_come_out_in_floats(family, method, tmp_path):
+    from coterie.testing.quantised import save_tiny_quantised
+
+    save_tiny_quantised(tmp_path / "q", family, method)
+    made = merge(tmp_path / "q", tmp_path / "out", 4, texts=TEXT, uniform=True)
+    assert made.made.difference < 1e-4
+    assert open_checkpoint(tmp_path / "out").quantization is None

@@ -136,6 +136,13 @@ def plan(found: Calibrated, options: MergeOptions) -> list[Grouping]:
         UnsupportedError: rows are to be dropped from a router that cannot lose any.
     """
     if options.router == "map":
+        if not all(found.knowledge[site.name].shares for site in found.chosen):
+            refusal = found.limits.refusal
+            remedy = f"Nor can rows be dropped: {refusal}." if refusal else "Drop rows: --router drop --uniform"
+            raise UnsupportedError(
+                f"The family {found.checkpoint.config.model_type!r} keeps its experts in a way of its own, in which "
+                f"several rows of a gate cannot lead to one expert. {remedy}"
+            )
         return plan_merge(found.sites, options, found.read)
     limits = found.limits
     if limits.refusal:

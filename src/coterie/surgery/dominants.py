@@ -125,9 +125,10 @@ def check_total(total: int, sizes: Sequence[int], *, least: int = 1, blocks: int
             f"The router chooses among {blocks} equal groups of experts, so what stays must be a multiple of {blocks}."
         )
     if not first * len(sizes) <= total <= sum(sizes):
+        layers = f"{len(sizes)} layer{'s' * (len(sizes) > 1)}"
         raise OptionError(
-            f"{total} experts in {len(sizes)} layers do not fit: {allowed} do, with {first} in each layer at least."
-        )
+            f"{total} experts in {layers} do not fit: {allowed} do, with {first} in each layer at least."
+        )  # fmt: skip
     if uniform and (total % len(sizes) or total // len(sizes) % blocks or total // len(sizes) > min(sizes)):
         raise OptionError(
             f"{total} experts do not fall evenly on {len(sizes)} layers of {min(sizes)} experts and more. Choose a "

@@ -151,22 +151,27 @@ def _one_of(what: str, name: str, names: Sequence[str]) -> None:
         raise OptionError(f"{what} is one of: {', '.join(names)}; not {name!r}.")
 
 
+def _of_experts(site: SiteStatistics, similarity: Tensor) -> Tensor:
+    """Without the routes that lead to no expert, which are the last ones."""
+    return similarity[: site.num_experts, : site.num_experts]
+
+
 @GROUPS.register("router-logits")
 def _by_logits(site: SiteStatistics, read: Read, seed: int) -> Tensor:
     """Cosine of the router's logits over tokens (MC-SMoE)."""
-    return site.logit_similarity
+    return _of_experts(site, site.logit_similarity)
 
 
 @GROUPS.register("router-logits-centred")
 def _by_centred_logits(site: SiteStatistics, read: Read, seed: int) -> Tensor:
     """The same without each token's mean logit, which no softmax sees."""
-    return site.centred_logit_similarity
+    return _of_experts(site, site.centred_logit_similarity)
 
 
 @GROUPS.register("router-rows")
 def _by_rows(site: SiteStatistics, read: Read, seed: int) -> Tensor:
     """Cosine of the rows of the gate's matrix."""
-    return cosine_of_rows(read(site).router["weight"])
+    return _of_experts(site, cosine_of_rows(read(site).router["weight"]))
 
 
 @GROUPS.register("weights")
@@ -190,7 +195,7 @@ def _by_clusters(site: SiteStatistics, read: Read, seed: int) -> Tensor:
 @GROUPS.register(_SALIENT)
 def _by_both(site: SiteStatistics, read: Read, seed: int) -> Tensor:
     """Outputs and router logits alike (REAM)."""
-    return (site.output_similarity + site.logit_similarity) / 2
+    return (site.output_similarity + _of_experts(site, site.logit_similarity)) / 2
 
 
 @GROUPS.register("random")

@@ -38,7 +38,11 @@ class LayerRedundancy:
 def layer_redundancy(site: SiteStatistics) -> LayerRedundancy:
     """Of one layer of a `coterie.models.Statistics`."""
     by_output = redundancy(site.output_similarity)
-    by_router = None if site.logit_gram is None else redundancy(site.centred_logit_similarity).nearest
+    by_router = (
+        None
+        if site.logit_gram is None
+        else redundancy(site.centred_logit_similarity[: site.num_experts, : site.num_experts]).nearest
+    )
     idle = int((site.usage == 0).sum())
     return LayerRedundancy(
         site.layer, site.num_experts, by_output.nearest, by_router, by_output.effective, idle

@@ -43,10 +43,12 @@ class RouterKnowledge:
     Attributes:
         decide: how the router chooses and weighs; None where that is not known.
         limits: what it can lose.
+        shares: several of its routes may lead to one expert.
     """
 
     decide: Decider | None
     limits: RouterLimits
+    shares: bool = True
 
 
 def router_limits(facts: RouterFacts) -> RouterLimits:
@@ -115,4 +117,5 @@ def _known(model: object, site: MoESite, fixed: str) -> RouterKnowledge:
     if fixed and not limits.refusal:
         limits = RouterLimits(limits.least, limits.blocks, f"its gate has {fixed!r}, which has no row for each expert")
     scales_inputs = site.own is not None and site.own.repeats
-    return RouterKnowledge(None if scales_inputs or not is_linear(site) else Decider.of(facts), limits)
+    decide = None if scales_inputs or not is_linear(site) else Decider.of(facts)
+    return RouterKnowledge(decide, limits, site.own is None)
