@@ -187,6 +187,27 @@ def test_damaged_sources_leave_nothing(tmp_path):
     assert not (tmp_path / "out.part").exists()
 
 
+def test_work_that_was_cut_off_goes_on(tmp_path, dense):
+    def stop(text):
+        if text.startswith("Layer 1"):
+            raise KeyboardInterrupt
+
+    split(dense, tmp_path / "whole", 4, way="random")
+    with pytest.raises(KeyboardInterrupt):
+        split(dense, tmp_path / "out", 4, way="random", say=stop)
+    assert not (tmp_path / "out").exists()
+    split(dense, tmp_path / "out", 4, way="random", resume=True)
+    found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole"))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_missing_shard_is_a_sentence(tmp_path):
+    source = save_dense(tmp_path / "dense", "llama", shards=5)
+    sorted(source.glob("model-*.safetensors"))[1].unlink()
+    refused(CheckpointError, "lacks the shard", source, tmp_path / "out", 4)
+
+
 def test_an_expert_that_is_not_there(tmp_path, dense):
     made = split(dense, tmp_path / "out", 4, way="contiguous")
     with pytest.raises(OptionError, match="0 to 3"):

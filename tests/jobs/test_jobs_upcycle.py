@@ -138,6 +138,8 @@ def test_models_of_other_shapes_are_refused(tmp_path, models):
     blank = replace(two(models), experts=(ExpertSource(models[1], (" ",)), ExpertSource(models[2], ("x",))))
     with pytest.raises(PromptError, match="is empty"):
         upcycle(blank, tmp_path / "out")
+    with pytest.raises(OptionError, match="a mixture has the type of its base"):
+        upcycle(two(models, dtype="bfloat16"), tmp_path / "out")
     (tmp_path / "taken").mkdir()
     with pytest.raises(OptionError, match="exists already"):
         upcycle(copies_of(models[0], 2, 1), tmp_path / "taken")

@@ -184,7 +184,7 @@ def test_a_dense_model(tmp_path):
 
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).save_pretrained(tmp_path)
-    refused(tmp_path, "dense model (llama)", "coterie upcycle", "coterie split", "planned", error=UnsupportedError)
+    refused(tmp_path, "dense model (llama)", "coterie upcycle", "coterie split", error=UnsupportedError)
 
 
 def test_a_mixture_family_without_any_expert_layer(tmp_path):

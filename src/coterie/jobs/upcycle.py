@@ -105,6 +105,7 @@ def upcycle(
     for name in dict.fromkeys(each.model for each in sources):
         models[name] = models.get(name) or open_dense(locate(name))
         _check_alike(base, models[name])
+    _check_dtype(base, plan.dtype)
     target = mixture_family(base, _family(family or plan.architecture), shared=plan.shared is not None)
     notes = _notes(base, models)
     gates, alike = first_gates(base, plan, say)
@@ -162,6 +163,16 @@ def _check_alike(base: DenseCheckpoint, other: DenseCheckpoint) -> None:
         raise OptionError(
             f"{other.path} cannot be an expert in {base.path}: {differ[0]} is {differ[2]} there and {differ[1]} in the "
             "base. Experts are models that were trained further from one base, or at least of its shape."
+        )
+
+
+def _check_dtype(base: DenseCheckpoint, asked: str | None) -> None:
+    """Refuse another type than the base's, in which everything is written."""
+    found = str(base.compute_dtype).removeprefix("torch.")
+    if asked not in (None, found):
+        raise OptionError(
+            f"The plan asks for {asked}, and {base.path} is {found}: a mixture has the type of its base. "
+            "Leave dtype out, or save the base in that type first."
         )
 
 

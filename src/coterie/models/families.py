@@ -115,8 +115,8 @@ def dense_text(where: str, kind: str) -> str:
     """What to tell the owner of a model without experts."""
     return (
         f"{where} is a dense model ({kind or 'no model_type in config.json'}): it has no experts to keep on disk. "
-        "Making experts of it will be `coterie upcycle` and `coterie split` (planned); until then choose a "
-        "mixture-of-experts checkpoint, such as one of Mixtral, OLMoE, Qwen3-MoE, DeepSeek-V3 or gpt-oss."
+        "Make experts of it with `coterie split` or `coterie upcycle`, or choose a mixture-of-experts checkpoint, "
+        "such as one of Mixtral, OLMoE, Qwen3-MoE, DeepSeek-V3 or gpt-oss."
     )
 
 
