@@ -57,7 +57,23 @@ def test_versions_agree():
     assert project["version"] == coterie.__version__ == released[0]
 
 
-VERBS = ("run", "verify", "plan", "inspect", "doctor", "trace", "train", "reproduce")
+VERBS = (
+    "run",
+    "verify",
+    "plan",
+    "inspect",
+    "doctor",
+    "trace",
+    "train",
+    "reproduce",
+    "split",
+    "upcycle",
+    "merge",
+    "prune",
+    "compress",
+    "quantize",
+    "export",
+)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)])
