@@ -35,7 +35,7 @@ GROUPS: Registry[Similarity] = Registry("way to group experts")
 MERGES: Mapping[str, Mapping[str, Any]] = {
     "m-smoe": {},
     "average": {"weigh": "uniform", "align": "none"},
-    "hc-smoe": {"group": _CLUSTERS, "align": "none", "uniform": True},
+    "hc-smoe": {"group": _CLUSTERS, "uniform": True},
     "ream": {"dominant": "saliency", "group": _SALIENT, "weigh": "saliency", "router": "drop", "uniform": True},
 }
 """Methods by name: the options that make them. Where nothing is said, the defaults of `MergeOptions`."""
