@@ -40,7 +40,14 @@ def test_split_shows_what_it_did_and_what_is_next(coterie, dense, texts, tmp_pat
                    "--report", tmp_path / "report.html")  # fmt: skip
     assert done.exit_code == 0, done.stderr
     assert "perplexity" in (tmp_path / "report.html").read_text()
-    for words in ("perplexity", "kmeans-activations", "router agrees", "FLOPs per token", "lossy: 2 of 4 experts", "coterie train"):
+    for words in (
+        "perplexity",
+        "kmeans-activations",
+        "router agrees",
+        "FLOPs per token",
+        "lossy: 2 of 4 experts",
+        "coterie train",
+    ):
         assert words in done.stdout
     assert coterie("inspect", tmp_path / "out").exit_code == 0
     run = coterie("run", tmp_path / "out", "the", "--raw", "-n", 2)
