@@ -17,6 +17,7 @@ from coterie.jobs.statistics import collect_statistics
 from coterie.models.checkpoint import open_checkpoint
 from coterie.testing.checkpoints import save_tiny, tiny_tokenizer
 from coterie.testing.families import save_tiny_family, tiny_family
+from coterie.testing.quantised import save_tiny_quantised
 
 TEXT = {"notes": "the experts meet in the morning and the router says who speaks. " * 12}
 FAMILIES = ("mixtral", "olmoe", "qwen3_moe", "gpt_oss")
@@ -90,13 +91,32 @@ def test_quantised(family, source, tmp_path):
     assert "lossy" in (tmp_path / "four" / "README.md").read_text()
 
 
+def test_what_others_quantised_is_made_floats_first(tmp_path):
+    source = save_tiny_quantised(tmp_path / "source", "gpt_oss", "mxfp4", width=64, inner=64)
+    made = quantize(source, tmp_path / "out", "int8")
+    assert made.made.difference <= 2e-3
+    torch.testing.assert_close(served_alike(tmp_path / "out"), answers(source), atol=0.2, rtol=0)
+
+
 @pytest.mark.parametrize("size", ["60%", "80%"])
 def test_as_small_as_was_asked(size, source, tmp_path):
     shown = []
     made = compress(source("olmoe"), tmp_path / "out", size=size, texts=TEXT, show=shown.append)
     wanted = float(size[:-1]) / 100 * made.made.before.nbytes
     assert 0.93 * wanted < made.made.after.nbytes <= wanted
-    assert "rank gate" in shown[-1].plain()
+    assert "rank gate" in shown[0].plain()
+
+
+def test_a_page_with_pictures(source, tmp_path):
+    for made in (
+        compress(source("olmoe"), tmp_path / "a", rank=8, keep=0.1, skip_layers=[0], texts=TEXT),
+        quantize(source("olmoe"), tmp_path / "b", texts=TEXT),
+    ):
+        made.write_page(tmp_path / "page.html")
+        page = (tmp_path / "page.html").read_text()
+        assert page.count("<svg") == 3
+        assert "against error" in page
+        assert made.as_record()["perplexity"]["after"] > 0
 
 
 def test_full_rank_computes_the_same(source, tmp_path):
@@ -153,7 +173,7 @@ def test_mixed_bits_go_where_experts_are_used(source, tmp_path):
         for each in site.kind.widths.values():
             assert each[0].bits == 8
             assert {width.bits for width in each[1:]} == {4}
-    assert "the best there is" in shown[-1].plain()
+    assert "the best there is" in shown[0].plain()
     served_alike(tmp_path / "out")
 
 
