@@ -17,7 +17,8 @@ KNOWN = (
     "qwen2_moe", "granitemoe", "dbrx",
 )  # fmt: skip
 UNKNOWN = {
-    "gemma4": "which has no row for each expert", "phimoe": "", "llama4": "", "zaya": "some of its routes lead to no expert",
+    "gemma4": "which has no row for each expert",
+    "phimoe": "", "llama4": "", "zaya": "some of its routes lead to no expert",
     "deepseek_v4": "chooses by token id",
 }  # fmt: skip
 
