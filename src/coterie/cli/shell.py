@@ -27,8 +27,8 @@ def one_sentence(verb: Callable[P, None]) -> Callable[P, None]:
             sys.stdout.flush()
         except CoterieError as error:
             stop(str(error), error.exit_code)
-        except KeyboardInterrupt:
-            stop("Interrupted. Nothing was left behind.", INTERRUPTED)
+        except KeyboardInterrupt as interrupted:
+            stop(str(interrupted) or "Interrupted. Nothing was left behind.", INTERRUPTED)
         except BrokenPipeError:
             _forget_stdout()
             stop("The output was closed before the text ended; the rest was not generated.", PIPE_CLOSED)

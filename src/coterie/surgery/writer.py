@@ -124,6 +124,10 @@ class CheckpointWriter:
             return
         if not (issubclass(kind, KeyboardInterrupt) or issubclass(kind, DiskFullError)) or not self._shards:
             shutil.rmtree(self.part, ignore_errors=True)
+        elif issubclass(kind, KeyboardInterrupt):
+            raise KeyboardInterrupt(
+                f"Interrupted. What is whole lies in {self.part}: type the command again with --resume, or remove it."
+            ) from None
 
     @property
     def resumable(self) -> bool:
