@@ -63,6 +63,7 @@ class Integers(ExpertKind):
     """
 
     name = "integers"
+    passing_bytes = 12 * _PIECE  # a piece of a matrix: look-ups, numbers, and their products with scales
 
     shape: FFNShape
     num_experts: int

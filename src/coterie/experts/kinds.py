@@ -34,9 +34,11 @@ class ExpertKind(ABC):
         name: in coterie.json.
         shape: of the feed-forward expert each stands for.
         num_experts: E.
+        passing_bytes: memory that computing one expert takes beside its parts and its rows.
     """
 
     name: ClassVar[str]
+    passing_bytes: ClassVar[int] = 0
     shape: FFNShape
     num_experts: int
 

@@ -176,4 +176,5 @@ def _expert_bytes(site: ExpertSite, tokens: int, size: int) -> int:
     """Rows sent out, rows back, their weighted sum in float32, and one expert that everybody goes to."""
     width, inner = site.shape.width, site.shape.inner
     sums = tokens * site.room * width * (2 * size + 4) + tokens * width * 4
-    return sums + tokens * (2 * width + 4 * inner) * size + site.storage.scratch_bytes(site.dtype)
+    passing = site.storage.scratch_bytes(site.dtype) if site.kind is None else site.kind.passing_bytes
+    return sums + tokens * (2 * width + 4 * inner) * size + passing
