@@ -162,8 +162,8 @@ def prune(model: Any, kept: Mapping[str, tuple[int, ...]]) -> None:
     def router(site: MoESite, original: Any) -> Router:
         rows = gate_of(site).detach()
         rows = rows[list(kept[site.name])] if site.name in kept else rows
-        new = top_k(WIDTH, len(rows), **ROUTER)  # type: ignore[arg-type]
-        new.score.weight = nn.Parameter(rows.clone())  # type: ignore[assignment]
+        new = top_k(WIDTH, len(rows), **ROUTER)
+        new.score.weight = nn.Parameter(rows.clone())
         return new.train(original.training)
 
     attach(model, experts=experts, router=router)
