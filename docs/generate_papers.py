@@ -1,5 +1,6 @@
-"""Write what was measured into docs/papers/*.md and docs/reproduce.md, from docs/papers/results/*.json, which `coterie reproduce` wrote.
+"""Write what was measured into docs/papers/*.md and docs/reproduce.md, from docs/papers/results/*.json.
 
+The reports are what `coterie reproduce` wrote.
 `make docs` calls it; a test holds the pages up to date.
 """
 

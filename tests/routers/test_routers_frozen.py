@@ -136,9 +136,7 @@ def test_more_choices_are_more_of_the_same():
         routing = router(x, RouteContext(overrides={"k": k}))
         torch.testing.assert_close(routing.dense().sum(1), torch.ones(T))
         sets.append([set(row) for row in routing.chosen.tolist()])
-    assert all(
-        small < large for few, more in pairwise(sets) for small, large in zip(few, more, strict=True)
-    )
+    assert all(small < large for few, more in pairwise(sets) for small, large in zip(few, more, strict=True))
     torch.testing.assert_close(routing.dense(), torch.softmax(routing.logits, 1))
     assert all(torch.equal(value, state[name]) for name, value in router.state_dict().items())
 

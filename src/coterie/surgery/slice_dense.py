@@ -114,8 +114,8 @@ def _config(dense: DenseCheckpoint, inner: int) -> Mapping[str, Any]:
         if name in live and live[name] in (dense.ffns[0].shape.inner, None):
             return {**config, name: inner}
     raise UnsupportedError(
-        f"config.json of the family {dense.config.model_type!r} has no field for the inner width of its feed-forwards, so "
-        "that no smaller one can be said."
+        f"config.json of the family {dense.config.model_type!r} has no field for the inner width of its feed-forwards, "
+        "so that no smaller one can be said."
     )
 
 
