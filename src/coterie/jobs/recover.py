@@ -16,7 +16,7 @@ from torch import Tensor
 from coterie.errors import OptionError
 from coterie.jobs.load import load
 from coterie.jobs.locate import locate
-from coterie.models.checkpoint import open_checkpoint
+from coterie.models.checkpoint import Checkpoint, open_checkpoint
 from coterie.models.compat import quiet
 from coterie.models.prompts import Prompts
 from coterie.training.distill import KD_WEIGHT, TEMPERATURE, LiveTeacher, distill, teacher_logits
@@ -95,7 +95,7 @@ def recover(
         steps: updates of ``batch`` windows.
         kd_weight, temperature: as of `coterie.training.distill`.
         rate: learning rate at its peak, falling to zero.
-        batch, length: windows of a step, tokens of a window.
+        batch, length: windows of a step, tokens of a window; no more than the model was made for.
         memory: that the teacher runs in, through the store; None: all of it is loaded.
         seed: of the order of the windows.
         revision: of the teacher.
@@ -111,7 +111,7 @@ def recover(
         steps, batch, rate, warmup=max(1, steps // 10), decay=1.0, weight_decay=0.01, betas=(0.9, 0.98), seed=seed,
         save_every=max(50, steps // 4), log_every=max(1, steps // 20),
     )  # fmt: skip
-    _refuse_integers(path)
+    length = min(length, _checked(path).context_length or length)
     learned, measured = _windows(path, texts, options, length)
     work = path.with_name(f".{path.name}.distill")
     if not resume:
@@ -137,13 +137,16 @@ def recover(
     return made
 
 
-def _refuse_integers(path: Path) -> None:
-    kinds = {site.kind.name for site in open_checkpoint(path).sites if site.kind is not None}
+def _checked(path: Path) -> Checkpoint:
+    """The student, if it can learn."""
+    checkpoint = open_checkpoint(path)
+    kinds = {site.kind.name for site in checkpoint.sites if site.kind is not None}
     if wrong := kinds - {"factored"}:
         raise OptionError(
             f"The experts of {path} are stored as {', '.join(sorted(wrong))}, which cannot learn. Distil first, then "
             "make them so."
         )
+    return checkpoint
 
 
 def _windows(path: Path, texts: Sequence[str | Path], options: Options, length: int) -> tuple[Windows, Tensor]:
@@ -219,7 +222,11 @@ def _replace(path: Path, model: Any, made: Recovered, kd_weight: float, temperat
         shutil.rmtree(part, ignore_errors=True)
         raise
     path.rename(old)
-    part.rename(path)
+    try:
+        part.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -341,9 +341,9 @@ STUDY = Study(
     "not.",
     setting="Byte model, 4 layers of width 96, one of 4 or 16 gated experts of 128 for each byte (weight: sigmoid of "
     "the logit), six kinds of text, 1024 bytes a step: 600 steps with 4 experts, cloned four times each (neurons "
-    "permuted, 2 % noise, rows of the router jittered), 80 steps of drift at the same rate without balance loss. Layers "
-    "1 to 3 go to 4 experts on average by 256 windows; then 30 steps (from scratch 60, factors 120) of learning from "
-    "the full model, weight 0.2, temperature 2, routers frozen. Nats per byte on 512 windows of 64 unseen bytes.",
+    "permuted, 2 % noise, rows of the router jittered), 80 steps of drift at the same rate without balance loss. "
+    "Layers 1 to 3 go to 4 experts on average by 256 windows; then 30 steps (from scratch 60, factors 120) of learning "
+    "from the full model, weight 0.2, temperature 2, routers frozen. Nats per byte on 512 windows of 64 unseen bytes.",
     arms=ARMS,
     claims=CLAIMS,
     columns=(
