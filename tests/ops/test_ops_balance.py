@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coterie.errors import OptionError
-from coterie.ops import convert_coefficient, entropy, mean_experts, load_shares, switch_balance, z_loss
+from coterie.ops import convert_coefficient, entropy, load_shares, mean_experts, switch_balance, z_loss
 from coterie.routing import Routing
 
 
