@@ -115,7 +115,7 @@ def calibrated(
         raise OptionError(f"There is no container {container!r}. There are: {', '.join(CONTAINERS)}.")
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(locate(model, revision))
     _refuse_unlike(checkpoint)
-    chosen = _chosen(checkpoint, skip_layers)
+    chosen = chosen_sites(checkpoint, skip_layers)
     if isinstance(statistics, str | Path):
         statistics = Statistics.load(statistics)
     elif statistics is None:
@@ -135,7 +135,12 @@ def _refuse_unlike(checkpoint: Checkpoint) -> None:
         )
 
 
-def _chosen(checkpoint: Checkpoint, skip: Sequence[int]) -> tuple[ExpertSite, ...]:
+def chosen_sites(checkpoint: Checkpoint, skip: Sequence[int]) -> tuple[ExpertSite, ...]:
+    """The layers with experts but for those of the decoder layers ``skip``.
+
+    Raises:
+        OptionError: one of them has no experts, or none is left.
+    """
     layers = [site.layer for site in checkpoint.sites]
     unknown = sorted(set(skip) - set(layers))
     if unknown:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from coterie.errors import OptionError
-from coterie.jobs.calibrated import calibrated
+from coterie.jobs.calibrated import calibrated, chosen_sites
 from coterie.jobs.locate import locate
 from coterie.jobs.merge import MergeEdit, plan
 from coterie.jobs.reading import open_texts
-from coterie.jobs.sheet import ranges
 from coterie.jobs.statistics import collect_statistics
 from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
 from coterie.models.prompts import Prompts
@@ -131,7 +130,7 @@ def shrinking(
         statistics = collect_statistics(checkpoint, texts, None, memory, say=say).statistics
     if statistics is not None:
         statistics.check(checkpoint)
-    return Shrinking(checkpoint, statistics, _chosen(checkpoint, skip_layers))
+    return Shrinking(checkpoint, statistics, chosen_sites(checkpoint, skip_layers))
 
 
 def _refuse_kinds(checkpoint: Checkpoint) -> None:
@@ -140,16 +139,3 @@ def _refuse_kinds(checkpoint: Checkpoint) -> None:
         raise OptionError(
             f"The experts of {checkpoint.path} are stored as {kind.name} already. Start from the model it was made of."
         )
-
-
-def _chosen(checkpoint: Checkpoint, skip: Sequence[int]) -> tuple[ExpertSite, ...]:
-    layers = [site.layer for site in checkpoint.sites]
-    unknown = sorted(set(skip) - set(layers))
-    if unknown:
-        raise OptionError(
-            f"Layer {unknown[0]} has no experts, so that it cannot be skipped; layers {ranges(sorted(layers))} have."
-        )
-    chosen = tuple(site for site in checkpoint.sites if site.layer not in skip)
-    if not chosen:
-        raise OptionError("All layers with experts are skipped: nothing is left to do.")
-    return chosen
