@@ -170,7 +170,7 @@ def command(*arguments, **options):
     )  # fmt: skip
 
 
-LONG = ("--raw", "-n", 400, "--temperature", 1, "--seed", 1)
+LONG = ("--raw", "-n", 500, "--temperature", 1, "--seed", 1)
 
 
 def test_interrupting_an_answer_ends_with_a_sentence(tiny):
