@@ -10,7 +10,6 @@ The report goes to stdout and, with every raw number beside it, to benchmarks/re
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from datetime import date
@@ -86,9 +85,7 @@ def _write(options: argparse.Namespace, scale: Scale, records: list[Any]) -> Pat
         "prompt": options.prompt, "decode": options.decode, "rounds": options.rounds, "raw": raw.name,
         "bytes_per_token": bytes_per_token(scale), "bandwidth": measure_limits(torch.bfloat16).bandwidth,
     }  # fmt: skip
-    raw.write_text("".join(json.dumps(line) + "\n" for line in [{"config": config}, *records]))
-    raw.with_suffix(".md").write_text(render_file(raw))
-    return raw
+    return rawfile.write(raw, config, records, render)
 
 
 def render_file(raw: Path) -> str:

@@ -13,7 +13,6 @@ with every raw number beside it, to benchmarks/results/.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -65,13 +64,7 @@ def measure(
         "facts": facts, "scale": scale.name, "threads": torch.get_num_threads(), "raw": raw.name,
         "mergekit": None if mergekit is None else _version(mergekit), "factors": _FACTORS[scale.name][:2],
     }  # fmt: skip
-    with raw.open("w") as file:
-        file.write(json.dumps({"config": config}) + "\n")
-        for record in run(scale, folder, mergekit, repeats, tasks):
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-    raw.with_suffix(".md").write_text(render(*rawfile.read(raw)))
-    return raw
+    return rawfile.write(raw, config, run(scale, folder, mergekit, repeats, tasks), render)
 
 
 def run(

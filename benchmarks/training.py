@@ -11,7 +11,6 @@ The report goes to stdout and, with every raw number beside it, to benchmarks/re
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from datetime import date
 from pathlib import Path
@@ -48,13 +47,7 @@ def measure(choice: Choice, results: Path) -> Path:
     facts = all_facts(results)
     raw = rawfile.fresh(results, f"training_{hardware_name(facts['hardware'])}_{date.today().isoformat()}")
     config = {"facts": facts, "threads": torch.get_num_threads(), "kernel": kernel_problem(), "raw": raw.name}
-    with raw.open("w") as file:
-        file.write(json.dumps({"config": config}) + "\n")
-        for record in run(choice, rawfile.say):
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-    raw.with_suffix(".md").write_text(render(*rawfile.read(raw)))
-    return raw
+    return rawfile.write(raw, config, run(choice, rawfile.say), render)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ def render(config: dict[str, Any], records: Sequence[Record]) -> str:
     halves = [r for r in records if r["kind"] == "half"]
     parts = [
         "# One mixture-of-experts layer: ours, transformers' and the dense one of equal active size",
-        _head(config, [r for r in records if r["kind"] == "limits"]),
+        head_of(config, [r for r in records if r["kind"] == "limits"]),
         "\n".join(["## Required", "", *verdicts(cases, halves)]),
         *(_table(name, backward, cases) for name in SHAPES for backward in (False, True)),
         _half_table(halves),
@@ -37,7 +37,7 @@ def verdicts(cases: Sequence[Record], halves: Sequence[Record]) -> list[str]:
     """A line for each requirement that the run has numbers for."""
     lines = []
     for case in cases:
-        about = f"{case['shape']}, {_dtype(case)}"
+        about = f"{case['shape']}, {dtype_of(case)}"
         if case["tokens"] == 1 and not case["backward"] and case["shape"] in _JUDGED:
             lines.append(_line(f"{about}: one token times faster than transformers", speedup(case), _DECODE, False))
         limit = _TRAINING.get((case["shape"], case["tokens"]))
@@ -46,7 +46,7 @@ def verdicts(cases: Sequence[Record], halves: Sequence[Record]) -> list[str]:
             lines.append(_line(what, _over_dense(case), limit, True))
     for half in (half for half in halves if half["shape"] in _JUDGED):
         share = median(half["seconds"]["half"]) / median(half["seconds"]["all"])
-        what = f"{half['shape']}, {_dtype(half)}: half the assignments at {half['tokens']} tokens, share of the time"
+        what = f"{half['shape']}, {dtype_of(half)}: half the assignments at {half['tokens']} tokens, share of the time"
         lines.append(_line(what, share, _HALF, True))
     return lines or ["- nothing of what was run is judged"]
 
@@ -70,7 +70,7 @@ def _line(what: str, found: float | None, limit: float, at_most: bool) -> str:
     return f"- {'pass' if good else 'FAIL'}: {what}: {found:.2f}, required at {'most' if at_most else 'least'} {limit}"
 
 
-def _head(config: dict[str, Any], limits: Sequence[Record]) -> str:
+def head_of(config: dict[str, Any], limits: Sequence[Record]) -> str:
     facts = config["facts"]
     machine, repository = facts["hardware"], facts["repository"]
     return "\n".join(
@@ -81,7 +81,7 @@ def _head(config: dict[str, Any], limits: Sequence[Record]) -> str:
             f"- Commit {repository['commit']}, working tree {'clean' if repository['clean'] else 'NOT clean'}",
             f"- Kernel for few rows: {config['kernel'] or 'compiled'}",
             *(
-                f"- Limits, {_dtype(r)}: {r['bandwidth'] / 2**30:.1f} GiB/s read, {r['flops'] / 1e9:.0f} GFLOP/s"
+                f"- Limits, {dtype_of(r)}: {r['bandwidth'] / 2**30:.1f} GiB/s read, {r['flops'] / 1e9:.0f} GFLOP/s"
                 for r in limits
             ),
         ]
@@ -103,8 +103,8 @@ def _table(name: str, backward: bool, cases: Sequence[Record]) -> str:
 def _cells(case: Record) -> list[str]:
     ours = median(case["seconds"][OURS]) if OURS in case["seconds"] else None
     return [
-        _dtype(case), str(case["tokens"]), *(_time(case, arm) for arm in ARMS), _figure(speedup(case)),
-        _figure(_over_dense(case)), _milliseconds(case["bound"]), _figure(ours and case["bound"] / ours),
+        dtype_of(case), str(case["tokens"]), *(_time(case, arm) for arm in ARMS), _figure(speedup(case)),
+        _figure(_over_dense(case)), milliseconds(case["bound"]), _figure(ours and case["bound"] / ours),
     ]  # fmt: skip
 
 
@@ -113,10 +113,10 @@ def _time(case: Record, arm: str) -> str:
         return f"wrong ({case['wrong'][arm]:.1e})"
     if arm not in case["seconds"]:
         return "-"
-    return _milliseconds(median(case["seconds"][arm])) + (" (once)" if arm in case["once"] else "")
+    return milliseconds(median(case["seconds"][arm])) + (" (once)" if arm in case["once"] else "")
 
 
-def _milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
     text: Callable[[float], str] = "{:.2f}".format if seconds < 0.1 else "{:.0f}".format
     return text(seconds * 1000)
 
@@ -132,13 +132,13 @@ def _half_table(halves: Sequence[Record]) -> str:
     for half in halves:
         whole, part = (median(half["seconds"][name]) for name in ("all", "half"))
         lines.append(
-            f"| {half['shape']} | {_dtype(half)} | {half['tokens']} | {_milliseconds(whole)} | {_milliseconds(part)} | "
+            f"| {half['shape']} | {dtype_of(half)} | {half['tokens']} | {milliseconds(whole)} | {milliseconds(part)} | "
             f"{part / whole:.2f} |"
         )
     return "\n".join(["## Our experts alone, forward and backward, with half the assignments", "", *lines])
 
 
-def _dtype(record: Record) -> str:
+def dtype_of(record: Record) -> str:
     return str(record["dtype"]).removeprefix("torch.")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coterie.layers import MoE
 from coterie.routing import RouteContext
-from trainings.routed import SETTINGS, Routed, loop_of, rerun
+from trainings.routed import SETTINGS, Routed, loop_of
 
 SLOW = 6.0  # seconds of a first run, above which it is the only one
 
@@ -124,7 +124,7 @@ def _routed_error(contest: Contest, one: Routed, x: Tensor) -> float:
     """Outputs and all gradients, beside the plain loop over experts that takes the same choice."""
     layer, context = one.layers[0], one.context(x)
     _, routing = layer.route_and_run(x, context)
-    again = rerun(context, routing.chosen)
+    again = replace(context, chosen=routing.chosen)
     fast, plain = (_gradients(contest, one, found, x, again) for found in (layer, loop_of(layer)))
     return error(fast, plain)
 

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from layers.arms import DENSE, OURS, PEERS
-from layers.report import _dtype, _head, _milliseconds
+from layers.report import dtype_of, head_of, milliseconds
 from layers.shapes import SHAPES
 
 from trainings.routed import SETTINGS
@@ -26,7 +26,7 @@ def render(config: dict[str, Any], records: Sequence[Record]) -> str:
     alone = [r for r in records if r["kind"] == "routers"]
     parts = [
         "# Training a mixture-of-experts layer: transformers', the dense one, and ours under every router",
-        _head(config, [r for r in records if r["kind"] == "limits"]),
+        head_of(config, [r for r in records if r["kind"] == "limits"]),
         "\n".join(["## Required", "", *verdicts(cases)]),
         *(_table(case, [r for r in alone if _place(r) == _place(case)]) for case in cases),
         _READING.format(**config),
@@ -38,7 +38,7 @@ def verdicts(cases: Sequence[Record]) -> list[str]:
     """A line for each requirement that the run has numbers for."""
     lines = []
     for case in cases:
-        about = f"{case['shape']}, {_dtype(case)}, {case['tokens']} tokens"
+        about = f"{case['shape']}, {dtype_of(case)}, {case['tokens']} tokens"
         times = {arm: median(taken) for arm, taken in case["seconds"].items()}
         peers = [times[peer] for peer in PEERS if peer in times]
         if peers:
@@ -69,19 +69,17 @@ def _table(case: Record, alone: Sequence[Record]) -> str:
         router = routers.get("top_k" if arm == OURS else arm)
         lines.append(
             f"| {_label(arm)}{' (once)' if arm in case['once'] else ''} | {mean:.2f} | {_time(case, arm)} | "
-            f"{_ratio(times, arm, DENSE)} | {_ratio(times, arm, OURS)} | {_milliseconds(router) if router else '-'} |"
+            f"{_ratio(times, arm, DENSE)} | {_ratio(times, arm, OURS)} | {milliseconds(router) if router else '-'} |"
         )
-    title = f"## {case['shape']}, {_dtype(case)}, {case['tokens']} tokens: {SHAPES[case['shape']].title}"
-    return "\n".join(
-        [title, "", *lines, "", f"No implementation can take less than {_milliseconds(case['bound'])} ms."]
-    )
+    title = f"## {case['shape']}, {dtype_of(case)}, {case['tokens']} tokens: {SHAPES[case['shape']].title}"
+    return "\n".join([title, "", *lines, "", f"No implementation can take less than {milliseconds(case['bound'])} ms."])
 
 
 def _time(case: Record, arm: str) -> str:
     if arm in case["wrong"]:
         off = case["wrong"][arm]
         return "-" if off == float("inf") and arm in PEERS else f"wrong ({off:.1e})"
-    return _milliseconds(median(case["seconds"][arm]))
+    return milliseconds(median(case["seconds"][arm]))
 
 
 def _ratio(times: dict[str, float], arm: str, base: str) -> str:

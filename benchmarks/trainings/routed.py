@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -112,8 +112,3 @@ def loop_of(layer: MoE) -> MoE:
     for name in experts.shape.weight_shapes():
         setattr(plain, name, getattr(experts, name))
     return MoE(layer.router, plain)
-
-
-def rerun(context: RouteContext, chosen: Tensor | None) -> RouteContext:
-    """The context in which the same choice is taken again."""
-    return replace(context, chosen=chosen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -12,12 +11,21 @@ from coterie.cli.distill_options import (
     DistillSteps,
     DistillText,
     check_distillation,
-    distillation_of,
     recovered,
 )
 from coterie.cli.run import Json, Memory, Model, Revision
 from coterie.cli.shell import one_sentence
-from coterie.cli.surgery_options import Out, Report, Resume, Shown, SkipLayers, Statistics, Text, layer_numbers
+from coterie.cli.surgery_options import (
+    Out,
+    Report,
+    Resume,
+    Shown,
+    SkipLayers,
+    Statistics,
+    Text,
+    conclude,
+    layer_numbers,
+)
 
 SIZE = "How small, one of the two"
 REST = "What stays of S = W - U V"
@@ -87,11 +95,4 @@ def compress(
             out, model, distill_steps, distill_text or text, distill_rate, memory=memory, revision=revision,
             say=progress.say,
         )  # fmt: skip
-    if report is not None:
-        made.write_page(report)
-    if as_json:
-        typer.echo(json.dumps({"model": model, **made.as_record(), **distillation_of(taught)}))
-    else:
-        if taught is not None:
-            typer.echo(f"\n{taught.describe()}")
-        typer.echo(f"\nWritten to {out} ({made.made.container}). Try it: coterie run {out}")
+    conclude(made, model, out, report=report, as_json=as_json, taught=taught)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -57,8 +57,3 @@ def recovered(
     from coterie.jobs.recover import recover
 
     return recover(out, model, list(texts or ()), steps, rate=rate, memory=memory, revision=revision, say=say)
-
-
-def distillation_of(taught: Recovered | None) -> dict[str, Any]:
-    """For the verb's record."""
-    return {} if taught is None else {"distillation": taught.as_record()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -12,7 +11,6 @@ from coterie.cli.distill_options import (
     DistillSteps,
     DistillText,
     check_distillation,
-    distillation_of,
     recovered,
 )
 from coterie.cli.run import Json, Memory, Model, Revision
@@ -27,6 +25,7 @@ from coterie.cli.surgery_options import (
     SkipLayers,
     Statistics,
     Text,
+    conclude,
     given,
     layer_numbers,
     resumable,
@@ -132,11 +131,4 @@ def merge(
             out, model, distill_steps, distill_text or text, distill_rate, memory=memory, revision=revision,
             say=progress.say,
         )  # fmt: skip
-    if report is not None:
-        made.write_page(report)
-    if as_json:
-        typer.echo(json.dumps({"model": model, **made.as_record(), **distillation_of(taught)}))
-    else:
-        if taught is not None:
-            typer.echo(f"\n{taught.describe()}")
-        typer.echo(f"\nWritten to {out} ({made.made.container}). Try it: coterie run {out}")
+    conclude(made, model, out, report=report, as_json=as_json, taught=taught)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 from coterie.cli.run import Json, Memory, Model, Revision
 from coterie.cli.shell import one_sentence
-from coterie.cli.surgery_options import Out, Report, Resume, Shown, SkipLayers, Statistics, Text, layer_numbers
+from coterie.cli.surgery_options import (
+    Out,
+    Report,
+    Resume,
+    Shown,
+    SkipLayers,
+    Statistics,
+    Text,
+    conclude,
+    layer_numbers,
+)
 
 
 @one_sentence
@@ -53,9 +62,4 @@ def quantize(
             memory=memory, skip_layers=layer_numbers(skip_layers), revision=revision, resume=resume,
             say=progress.say, show=Shown(as_json),
         )  # fmt: skip
-    if report is not None:
-        made.write_page(report)
-    if as_json:
-        typer.echo(json.dumps({"model": model, **made.as_record()}))
-    else:
-        typer.echo(f"\nWritten to {out} ({made.made.container}). Try it: coterie run {out}")
+    conclude(made, model, out, report=report, as_json=as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ from coterie.cli.shell import INTERRUPTED, stop
 from coterie.errors import OptionError
 
 if TYPE_CHECKING:
+    from coterie.jobs.recover import Recovered
     from coterie.jobs.sheet import Sheet
+    from coterie.jobs.surgery_result import SurgeryResult
 
 CALIBRATION = "What the experts are judged by"
 
@@ -100,6 +103,26 @@ def resumable(out: Path) -> Iterator[None]:
                 f"Interrupted. What is whole lies in {part}. Go on by --resume, or remove it: rm -r {part}", INTERRUPTED
             )
         raise
+
+
+def conclude(
+    made: SurgeryResult, model: str, out: Path, *, report: Path | None, as_json: bool,
+    taught: Recovered | None = None, hint: str | None = None,
+) -> None:  # fmt: skip
+    """The last a verb does: its page where one was asked for, and its record or where the result is.
+
+    Args:
+        hint: what to do with the result; None: to run it.
+    """
+    if report is not None:
+        made.write_page(report)
+    if as_json:
+        learnt = {} if taught is None else {"distillation": taught.as_record()}
+        typer.echo(json.dumps({"model": model, **made.as_record(), **learnt}))
+        return
+    if taught is not None:
+        typer.echo(f"\n{taught.describe()}")
+    typer.echo(f"\nWritten to {out} ({made.made.container}). {hint or f'Try it: coterie run {out}'}")
 
 
 def given(**options: Any) -> dict[str, Any]:

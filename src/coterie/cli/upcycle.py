@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from coterie.cli.run import Json, Memory, Revision
 from coterie.cli.shell import one_sentence
-from coterie.cli.surgery_options import Container, Out, Report, Resume, Shown
+from coterie.cli.surgery_options import Container, Out, Report, Resume, Shown, conclude
 
 if TYPE_CHECKING:
     from coterie.jobs.upcycle_plan import UpcyclePlan
@@ -104,12 +103,7 @@ def upcycle(
             _refuse({"--negative": negative}, "another task than --add")
             plan = _plan(model, experts, noise, expert or [], prompt or [], gates, k, seed)
             made = make(plan, out, family=family, **common)
-    if report is not None:
-        made.write_page(report)
-    if as_json:
-        typer.echo(json.dumps({"model": model, **made.as_record()}))
-    else:
-        typer.echo(f"\nWritten to {out} ({made.made.container}). Try it: coterie run {out} --raw")
+    conclude(made, model, out, report=report, as_json=as_json, hint=f"Try it: coterie run {out} --raw")
 
 
 def _plan(

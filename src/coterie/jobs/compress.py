@@ -14,7 +14,8 @@ from coterie.jobs.rank_budget import rank_plan, target_bytes
 from coterie.jobs.sheet import Sheet
 from coterie.jobs.shrinking import Shrinking, Texts, shrinking
 from coterie.jobs.small_sheet import expert_fact, factors_sheet, layers_pictures
-from coterie.jobs.surgery_report import SurgeryReport, surgery_report, write_report
+from coterie.jobs.surgery_report import SurgeryReport, surgery_report
+from coterie.jobs.surgery_result import SurgeryResult
 from coterie.models.checkpoint import Checkpoint, open_checkpoint
 from coterie.models.statistics import Statistics
 from coterie.ops.structure import UNITS
@@ -22,7 +23,7 @@ from coterie.surgery.factorize import LayerFactors, factorize_layer
 from coterie.surgery.layer import LayerExperts, NewLayer
 from coterie.surgery.method import Method
 from coterie.surgery.moments import InputMoments
-from coterie.surgery.rewrite import Rewritten, rewrite
+from coterie.surgery.rewrite import rewrite
 
 __all__ = ["SCORES", "Compressed", "compress"]
 
@@ -35,7 +36,7 @@ Masks = Mapping[str, Mapping[str, Sequence[Tensor]]]
 
 
 @dataclass(frozen=True, eq=False)
-class Compressed:
+class Compressed(SurgeryResult):
     """What `compress` made.
 
     Attributes:
@@ -45,22 +46,8 @@ class Compressed:
 
     report: SurgeryReport
 
-    @property
-    def made(self) -> Rewritten:
-        """The new checkpoint."""
-        return self.report.made
-
-    def as_record(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return self.report.as_record()
-
-    def write_page(self, path: str | Path) -> None:
-        """One HTML file with pictures.
-
-        Raises:
-            OptionError: the file cannot be written.
-        """
-        write_report(path, self.report, layers_pictures(self.report.layers, "ranks", "rank"))
+    def _pictures(self) -> Sequence[str]:
+        return layers_pictures(self.report.layers, "ranks", "rank")
 
 
 def compress(

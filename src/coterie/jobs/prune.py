@@ -11,7 +11,8 @@ from coterie.jobs.calibrated import Calibrated, calibrated
 from coterie.jobs.sheet import Sheet
 from coterie.jobs.shrink_page import prune_parts
 from coterie.jobs.shrink_sheet import errors_sheet, kept_sheet, redundancy_sheet
-from coterie.jobs.surgery_report import SurgeryReport, surgery_report, write_report
+from coterie.jobs.surgery_report import SurgeryReport, surgery_report
+from coterie.jobs.surgery_result import SurgeryResult
 from coterie.models.checkpoint import Checkpoint
 from coterie.models.statistics import SiteStatistics, Statistics
 from coterie.surgery.edits import prune_layer
@@ -19,7 +20,7 @@ from coterie.surgery.layer import LayerExperts, NewLayer
 from coterie.surgery.method import Method
 from coterie.surgery.prune_plan import PruneOptions, plan_prune
 from coterie.surgery.redundancy import LayerRedundancy, layer_redundancy
-from coterie.surgery.rewrite import Container, Rewritten, rewrite
+from coterie.surgery.rewrite import Container, rewrite
 
 __all__ = ["Pruned", "prune"]
 
@@ -34,7 +35,7 @@ Show = Callable[[Sheet], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Pruned:
+class Pruned(SurgeryResult):
     """What `prune` made.
 
     Attributes:
@@ -49,22 +50,11 @@ class Pruned:
     kept: Mapping[int, tuple[int, ...]]
     sites: Sequence[SiteStatistics] = field(repr=False)
 
-    @property
-    def made(self) -> Rewritten:
-        """The new checkpoint."""
-        return self.report.made
+    def _facts(self) -> Mapping[str, Any]:
+        return {"redundancy": [asdict(each) for each in self.redundancy]}
 
-    def as_record(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {**self.report.as_record(), "redundancy": [asdict(each) for each in self.redundancy]}
-
-    def write_page(self, path: str | Path) -> None:
-        """One HTML file with pictures.
-
-        Raises:
-            OptionError: the file cannot be written.
-        """
-        write_report(path, self.report, prune_parts(self.sites, self.kept, self.redundancy))
+    def _pictures(self) -> Sequence[str]:
+        return prune_parts(self.sites, self.kept, self.redundancy)
 
 
 def prune(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,14 +12,15 @@ from coterie.experts import IntegerWidth
 from coterie.jobs.sheet import Sheet
 from coterie.jobs.shrinking import Shrinking, Texts, shrinking
 from coterie.jobs.small_sheet import bits_sheet, expert_fact, layers_pictures
-from coterie.jobs.surgery_report import SurgeryReport, surgery_report, write_report
+from coterie.jobs.surgery_report import SurgeryReport, surgery_report
+from coterie.jobs.surgery_result import SurgeryResult
 from coterie.models.checkpoint import Checkpoint, open_checkpoint
 from coterie.models.statistics import Statistics
 from coterie.surgery.bits import Choices, choose
 from coterie.surgery.layer import LayerExperts, NewLayer
 from coterie.surgery.method import Method
 from coterie.surgery.quantize import quantize_layer, width_bytes, width_errors
-from coterie.surgery.rewrite import Rewritten, rewrite
+from coterie.surgery.rewrite import rewrite
 
 __all__ = ["BITS", "Quantised", "quantize"]
 
@@ -35,7 +36,7 @@ Widths = dict[str, dict[str, list[IntegerWidth]]]
 
 
 @dataclass(frozen=True, eq=False)
-class Quantised:
+class Quantised(SurgeryResult):
     """What `quantize` made.
 
     Attributes:
@@ -48,25 +49,14 @@ class Quantised:
     bits: float
     choices: Choices | None
 
-    @property
-    def made(self) -> Rewritten:
-        """The new checkpoint."""
-        return self.report.made
-
-    def write_page(self, path: str | Path) -> None:
-        """One HTML file with pictures.
-
-        Raises:
-            OptionError: the file cannot be written.
-        """
-        write_report(path, self.report, layers_pictures(self.report.layers, "bits", "bits per number"))
-
-    def as_record(self) -> dict[str, Any]:
-        """Ready for JSON."""
+    def _facts(self) -> Mapping[str, Any]:
         program = None
         if self.choices is not None:
             program = {"loss": self.choices.loss, "bound": self.choices.bound, "optimal": self.choices.optimal}
-        return {**self.report.as_record(), "bits": self.bits, "program": program}
+        return {"bits": self.bits, "program": program}
+
+    def _pictures(self) -> Sequence[str]:
+        return layers_pictures(self.report.layers, "bits", "bits per number")
 
 
 def quantize(

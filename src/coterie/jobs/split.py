@@ -14,7 +14,8 @@ from coterie.jobs.split_options import PAPERS, exactness, facts_of, method_of, o
 from coterie.jobs.split_page import channels_parts
 from coterie.jobs.split_sheet import decisions_sheet, kept_sheet
 from coterie.jobs.statistics import collect_statistics
-from coterie.jobs.surgery_report import SurgeryReport, surgery_report, write_report
+from coterie.jobs.surgery_report import SurgeryReport, surgery_report
+from coterie.jobs.surgery_result import SurgeryResult
 from coterie.models.statistics import Statistics
 from coterie.surgery.channels import Channels
 from coterie.surgery.dense import DenseCheckpoint, DenseLayer, open_dense, read_ffn
@@ -23,7 +24,6 @@ from coterie.surgery.feed_forward import feed_forward
 from coterie.surgery.from_dense import from_dense
 from coterie.surgery.method import Method
 from coterie.surgery.mixture import NewMixture, mixture_family
-from coterie.surgery.rewrite import Rewritten
 from coterie.surgery.slice_dense import write_slice
 from coterie.surgery.split import split_layer
 from coterie.surgery.writer import refuse_existing
@@ -43,7 +43,7 @@ Texts = Sequence[str | Path] | Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class Split(SurgeryResult):
     """What `split` made.
 
     Attributes:
@@ -58,27 +58,11 @@ class Split:
     decisions: Mapping[int, Decision] = field(repr=False)
     exactness: str
 
-    @property
-    def made(self) -> Rewritten:
-        """The new checkpoint, and sizes before and after."""
-        return self.report.made
+    def _facts(self) -> Mapping[str, Any]:
+        return {"exactness": self.exactness}
 
-    @property
-    def method(self) -> Method:
-        """What was done, as the card says it."""
-        return self.report.method
-
-    def as_record(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {**self.report.as_record(), "exactness": self.exactness}
-
-    def write_page(self, path: str | Path) -> None:
-        """A page with pictures, as one HTML file.
-
-        Raises:
-            OptionError: the file cannot be written.
-        """
-        write_report(path, self.report, channels_parts(self.channels, self.exactness))
+    def _pictures(self) -> Sequence[str]:
+        return channels_parts(self.channels, self.exactness)
 
 
 def split(

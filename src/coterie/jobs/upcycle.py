@@ -13,7 +13,8 @@ from coterie.errors import OptionError
 from coterie.jobs.locate import locate
 from coterie.jobs.sheet import Sheet
 from coterie.jobs.split_sheet import kept_sheet
-from coterie.jobs.surgery_report import SurgeryReport, surgery_report, write_report
+from coterie.jobs.surgery_report import SurgeryReport, surgery_report
+from coterie.jobs.surgery_result import SurgeryResult
 from coterie.jobs.upcycle_gates import Gate, first_gates
 from coterie.jobs.upcycle_plan import ExpertSource, UpcyclePlan
 from coterie.jobs.upcycle_sheet import experts_sheet
@@ -21,7 +22,6 @@ from coterie.surgery.dense import DenseCheckpoint, DenseLayer, open_dense, read_
 from coterie.surgery.from_dense import from_dense
 from coterie.surgery.method import Method
 from coterie.surgery.mixture import NewMixture, mixture_family
-from coterie.surgery.rewrite import Rewritten
 from coterie.surgery.upcycle import copies, scaled_down, side_by_side
 from coterie.surgery.writer import refuse_existing
 
@@ -36,7 +36,7 @@ Show = Callable[[Sheet], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Upcycled:
+class Upcycled(SurgeryResult):
     """What `upcycle` or `coterie.jobs.add_expert` made.
 
     Attributes:
@@ -49,27 +49,8 @@ class Upcycled:
     exactness: str
     notes: tuple[str, ...] = ()
 
-    @property
-    def made(self) -> Rewritten:
-        """The new checkpoint, and sizes before and after."""
-        return self.report.made
-
-    @property
-    def method(self) -> Method:
-        """What was done, as the card says it."""
-        return self.report.method
-
-    def as_record(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {**self.report.as_record(), "exactness": self.exactness, "notes": list(self.notes)}
-
-    def write_page(self, path: str | Path) -> None:
-        """A page with the sizes and what was noted, as one HTML file.
-
-        Raises:
-            OptionError: the file cannot be written.
-        """
-        write_report(path, self.report)
+    def _facts(self) -> Mapping[str, Any]:
+        return {"exactness": self.exactness, "notes": list(self.notes)}
 
 
 def upcycle(

@@ -18,6 +18,7 @@ from torch import Tensor
 from coterie.errors import CheckpointError, OptionError, UnsupportedError
 from coterie.models.channel_statistics import ChannelUse, FFNStatistics
 from coterie.models.identity import Opened, identity
+from coterie.ops.similarity import centred_gram
 
 __all__ = ["ChannelUse", "DomainUse", "FFNStatistics", "SiteStatistics", "Statistics"]
 
@@ -110,10 +111,8 @@ class SiteStatistics:
             UnsupportedError: the router tells no logits.
         """
         gram = self._gram()
-        # taking the mean off every row of Z is a product with I - 1/R, so the Gram matrix is known without Z
-        centred = gram - gram.mean(0, keepdim=True) - gram.mean(1, keepdim=True) + gram.mean()
         floor = 1e-12 * gram.diagonal().mean()
-        return _cosine(centred, floor).float()
+        return _cosine(centred_gram(gram), floor).float()
 
     @cached_property
     def logit_std(self) -> Tensor:

@@ -41,6 +41,7 @@ def centred_gram(gram: Tensor) -> Tensor:
     A softmax does not see what is added to all logits of an item; a cosine does.
     """
     gram = gram.double()
+    # taking the mean off every row of Z is a product with I - 1/R, so Z itself need not be known
     return gram - gram.mean(0, keepdim=True) - gram.mean(1, keepdim=True) + gram.mean()
 
 

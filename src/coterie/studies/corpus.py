@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
-import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.errors import OptionError
 from coterie.training import read_domains, read_text
+from coterie.training.text import library_files
 
 SIZE = 4_000_000  # bytes
 SHARES = {"train": 0.90, "valid": 0.05, "test": 0.05}
@@ -88,11 +87,8 @@ def _domains(directory: Path, size: int) -> Corpus:
 
 def _library(size: int) -> Corpus:
     """Files in a fixed random order, so that every part has some of everything."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    left_out = {"site-packages", "test", "tests"}
-    files = sorted(path for path in root.rglob("*.py") if not left_out & set(path.relative_to(root).parts))
-    random.Random(0).shuffle(files)
-    return Corpus("sources and docstrings of Python's standard library", _in_turn(_contents(files), size))
+    sources = _contents(library_files())
+    return Corpus("sources and docstrings of Python's standard library", _in_turn(sources, size))
 
 
 def _contents(files: Iterable[Path]) -> Iterable[bytes]:

@@ -76,7 +76,7 @@ def from_dense(
     names = (90 * per_layer * len(dense.ffns) + sum(map(len, dense.ranges)), per_layer * len(dense.ffns) + 400)
     with CheckpointWriter(out, job, names=names, max_shard=max_shard, resume=resume) as writer:
         layers = _write_layers(dense, edit, target, sizes, writer, say)
-        _write_rest(dense, writer)
+        write_rest(dense, writer)
         writer.complete(json.loads(config.to_json_string(use_diff=False)), lambda part: copy_beside(dense.path, part))
         written = open_checkpoint(writer.part)
         difference = _check(dense, edit, top_k, writer.part) if check else None
@@ -114,7 +114,8 @@ def _write_layers(
     return layers
 
 
-def _write_rest(dense: DenseCheckpoint, writer: CheckpointWriter) -> None:
+def write_rest(dense: DenseCheckpoint, writer: CheckpointWriter) -> None:
+    """Everything that is no feed-forward, as it is; what is quantised as floats, like the feed-forwards."""
     gone = {name for ffn in dense.ffns for name in ffn.names.values()}
     made = {(part.path, part.start) for each in dense.encoded.values() for part in each.parts.values()}
     for name, part in dense.dense.items():

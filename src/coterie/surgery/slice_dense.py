@@ -16,7 +16,7 @@ from coterie.surgery.card import write_card
 from coterie.surgery.channels import Channels
 from coterie.surgery.dense import DenseCheckpoint, DenseLayer, open_dense, read_ffn
 from coterie.surgery.feed_forward import feed_forward
-from coterie.surgery.from_dense import mixture_host
+from coterie.surgery.from_dense import mixture_host, write_rest
 from coterie.surgery.masked import masked
 from coterie.surgery.method import Method
 from coterie.surgery.mixture import NewMixture
@@ -76,7 +76,7 @@ def write_slice(
             say(f"Layer {ffn.layer}", number, len(dense.ffns))
             for name, tensor in laid_out(cut(read_ffn(dense, ffn)), replace(ffn.disk, inner=inner)).items():
                 writer.add(ffn.names[name], tensor)
-        _write_rest(dense, writer)
+        write_rest(dense, writer)
         writer.complete(config, lambda part: copy_beside(dense.path, part))
         written = open_dense(writer.part)
         difference = _check(dense, cut, written, channels, expert)
@@ -84,18 +84,6 @@ def write_slice(
         write_card(writer.part, dense, about, made)
         writer.move()
     return made
-
-
-def _write_rest(dense: DenseCheckpoint, writer: CheckpointWriter) -> None:
-    """Everything that is no feed-forward, as it is; what is quantised as floats, like the feed-forwards."""
-    cut = {name for ffn in dense.ffns for name in ffn.names.values()}
-    parts = {(part.path, part.start) for each in dense.encoded.values() for part in each.parts.values()}
-    for name, part in dense.dense.items():
-        if name not in cut and (part.path, part.start) not in parts:
-            writer.copy(name, part)
-    for name, encoded in dense.encoded.items():
-        if name not in cut:
-            writer.add(name, encoded.read(dense.compute_dtype))
 
 
 def _check_fits(dense: DenseCheckpoint, channels: Channels, expert: int) -> None:

@@ -27,17 +27,22 @@ def read_text(paths: Sequence[Path | str]) -> str:
     return "\n\n".join(_read(file) for file in files)
 
 
+def library_files() -> list[Path]:
+    """The standard library's sources without its tests, in a fixed random order."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    left_out = {"site-packages", "test", "tests"}
+    files = sorted(path for path in root.rglob("*.py") if not left_out & set(path.relative_to(root).parts))
+    random.Random(0).shuffle(files)
+    return files
+
+
 def python_sources(size: int = 1_000_000) -> str:
     """About ``size`` characters of the standard library's sources: text that every machine with Python has.
 
     Whole files in a fixed random order, so the same Python gives the same text.
     """
-    root = Path(sysconfig.get_paths()["stdlib"])
-    left_out = {"site-packages", "test", "tests"}
-    files = sorted(path for path in root.rglob("*.py") if not left_out & set(path.relative_to(root).parts))
-    random.Random(0).shuffle(files)
     parts: list[str] = []
-    for file in files:
+    for file in library_files():
         if sum(map(len, parts)) >= size:
             break
         try:
