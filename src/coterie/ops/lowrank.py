@@ -42,6 +42,8 @@ def low_rank(weight: Tensor, rank: int, inputs: Tensor | None = None) -> tuple[T
     if not 1 <= rank <= min(m, n):
         raise OptionError(f"A matrix {m} by {n} has ranks from 1 to {min(m, n)}, not {rank}.")
     stretched, back = _stretched(weight.float(), inputs)
+    if rank == min(m, n):  # nothing is missed, whatever counts: weighing would only round
+        stretched, back = _stretched(weight.float(), None)
     left, values, right = _decomposed(stretched, rank)
     root = values.sqrt()
     return (left * root).contiguous(), back(root[:, None] * right).contiguous()
