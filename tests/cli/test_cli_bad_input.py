@@ -164,6 +164,8 @@ def test_weights_that_are_not_numbers(tmp_path, coterie):
 
 def command(*arguments, **options):
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background, whose children inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", "coterie.cli", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options,
