@@ -28,10 +28,10 @@ from offloading.routes import ForcedRoutes, make_routes
 from offloading.scales import Scale
 from torch import Tensor
 
-from coterie.jobs.budget import planned_budget
-from coterie.jobs.load import PREFILL, blobs_of, load
 from coterie.jobs.locate import locate
-from coterie.jobs.plan import Plan, plan
+from coterie.jobs.running.budget import planned_budget
+from coterie.jobs.running.load import PREFILL, blobs_of, load
+from coterie.jobs.running.plan import Plan, plan
 from coterie.models.checkpoint import Checkpoint, open_checkpoint
 from coterie.models.footprint import footprint
 from coterie.models.prompts import Prompts

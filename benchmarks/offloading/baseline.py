@@ -13,7 +13,7 @@ from offloading.worker import import_peers
 def main(result_path: str) -> None:
     """Import what a Coterie arm does, load nothing, and say what that holds."""
     import_peers()
-    import coterie.jobs.load  # noqa: F401
+    import coterie.jobs.running.load  # noqa: F401
 
     Path(result_path).write_text(json.dumps({"baseline_bytes": anonymous_bytes()}))
 

@@ -12,22 +12,22 @@ __version__ = "0.1.0"
 __all__ = ["RouteContext", "RoutePlan", "Routing", "__version__", "doctor", "inspect", "load", "plan", "verify"]
 
 if TYPE_CHECKING:
-    from coterie.jobs.doctor import doctor
-    from coterie.jobs.inspect import inspect
-    from coterie.jobs.load import load
-    from coterie.jobs.plan import plan
-    from coterie.jobs.verify import verify
+    from coterie.jobs.checking.doctor import doctor
+    from coterie.jobs.inspecting.inspect import inspect
+    from coterie.jobs.running.load import load
+    from coterie.jobs.running.plan import plan
+    from coterie.jobs.running.verify import verify
     from coterie.routing import RouteContext, RoutePlan, Routing
 
 _HOME = {
     "RouteContext": "coterie.routing",
     "RoutePlan": "coterie.routing",
     "Routing": "coterie.routing",
-    "doctor": "coterie.jobs.doctor",
-    "inspect": "coterie.jobs.inspect",
-    "load": "coterie.jobs.load",
-    "plan": "coterie.jobs.plan",
-    "verify": "coterie.jobs.verify",
+    "doctor": "coterie.jobs.checking.doctor",
+    "inspect": "coterie.jobs.inspecting.inspect",
+    "load": "coterie.jobs.running.load",
+    "plan": "coterie.jobs.running.plan",
+    "verify": "coterie.jobs.running.verify",
 }
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from coterie.cli.chat import HELP, chat
-from coterie.jobs.load import load
+from coterie.jobs.running.load import load
 from coterie.models.prompts import Prompts
 from coterie.serve import Engine, Sampling
 

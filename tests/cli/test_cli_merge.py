@@ -22,7 +22,7 @@ def text(tmp_path):
 
 @pytest.fixture(scope="module")
 def statistics(tiny, tmp_path_factory):
-    from coterie.jobs.statistics import collect_statistics
+    from coterie.jobs.tracing.statistics import collect_statistics
 
     file = tmp_path_factory.mktemp("stats") / "stats.safetensors"
     collect_statistics(tiny, {"made up": PROSE}, file, sample=32)

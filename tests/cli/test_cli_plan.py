@@ -19,7 +19,10 @@ TEXT = "the experts meet in the morning and the router says who speaks. " * 6
 def speeds(monkeypatch):
     """No probe: any machine is this one."""
     made_up = Speed(1e9, "made up")
-    plan, checkup = import_module("coterie.jobs.plan"), import_module("coterie.jobs.checkup_checkpoint")
+    plan, checkup = (
+        import_module("coterie.jobs.running.plan"),
+        import_module("coterie.jobs.checking.checkup_checkpoint"),
+    )
     monkeypatch.setattr(plan, "measure_speeds", lambda blobs, dtype, compiled: Speeds(made_up, made_up, 1e-6))
     monkeypatch.setattr(checkup, "disk_speed", lambda blobs: made_up)
 
@@ -153,5 +156,5 @@ def test_doctor_of_nothing(coterie, tmp_path):
 
 
 def test_doctor_with_a_library_that_does_not_load(monkeypatch, coterie):
-    monkeypatch.setitem(sys.modules, "coterie.jobs.doctor", None)
+    monkeypatch.setitem(sys.modules, "coterie.jobs.checking.doctor", None)
     refused(coterie("doctor"), 4, "cannot be imported", "pip install")

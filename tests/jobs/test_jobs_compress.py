@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 import coterie
 from coterie.errors import CheckpointError, CoterieError, OptionError
-from coterie.jobs.compress import compress
-from coterie.jobs.quantize import quantize
-from coterie.jobs.statistics import collect_statistics
+from coterie.jobs.shrinking.compress import compress
+from coterie.jobs.shrinking.quantize import quantize
+from coterie.jobs.tracing.statistics import collect_statistics
 from coterie.models.checkpoint import open_checkpoint
 from coterie.testing.checkpoints import save_tiny, tiny_tokenizer
 from coterie.testing.families import save_tiny_family, tiny_family

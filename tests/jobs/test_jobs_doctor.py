@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from coterie.errors import CheckpointError, OptionError
-from coterie.jobs import budget, checkup_checkpoint, checkup_machine
-from coterie.jobs.checkup_checkpoint import CheckpointCheckup
-from coterie.jobs.doctor import doctor
-from coterie.jobs.findings import Diagnosis, State, carefully, ok, problem, warning
+from coterie.jobs.checking import checkup_checkpoint, checkup_machine
+from coterie.jobs.checking.checkup_checkpoint import CheckpointCheckup
+from coterie.jobs.checking.doctor import doctor
+from coterie.jobs.checking.findings import Diagnosis, State, carefully, ok, problem, warning
+from coterie.jobs.running import budget
 from coterie.store.measure import Speed
 from coterie.store.place import Place
 from coterie.store.processor import Processor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coterie.jobs.load import load
+from coterie.jobs.running.load import load
 from coterie.models.checkpoint import open_checkpoint
 from coterie.models.language import load_host
 from coterie.models.linears import use_kernel

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from coterie.cli.app import app
 from coterie.errors import OptionError, PromptError, UnsupportedError
-from coterie.jobs.export import export
-from coterie.jobs.surgery_report import surgery_report, write_report
+from coterie.jobs.finishing.export import export
+from coterie.jobs.finishing.surgery_report import surgery_report, write_report
 from coterie.models import RouterSpec, open_checkpoint, route
 from coterie.models.compat import quiet
 from coterie.surgery import Method, NewLayer, read_layer, rewrite

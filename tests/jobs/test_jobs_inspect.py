@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from coterie.errors import BudgetError, CheckpointError, OptionError
-from coterie.jobs.inspect import inspect
-from coterie.jobs.load import load
+from coterie.jobs.inspecting.inspect import inspect
+from coterie.jobs.running.load import load
 from coterie.models.checkpoint import open_checkpoint
 from coterie.testing.checkpoints import save_tiny
 from coterie.testing.families import save_tiny_family, tiny_family

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.jobs.load_balance import difference, site_uses
+from coterie.jobs.tracing.load_balance import difference, site_uses
 from coterie.routing import RoutePlan, Routing
 
 

@@ -18,7 +18,7 @@ SHAPE = {"layers": 3, "experts": 32, "k": 4, "width": 512, "inner": 1024}
 PROGRAM = """
 import ctypes, gc, json, resource, sys
 import torch
-from coterie.jobs.load import load
+from coterie.jobs.running.load import load
 from coterie.store.machine import data_size
 
 mode, model, warm, budget = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])

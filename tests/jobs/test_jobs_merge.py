@@ -12,10 +12,10 @@ import torch
 import coterie
 import coterie.models
 from coterie.errors import CheckpointError, OptionError, PromptError, UnsupportedError
-from coterie.jobs.calibrated import calibrated
-from coterie.jobs.merge import merge
-from coterie.jobs.prune import prune
-from coterie.jobs.statistics import collect_statistics
+from coterie.jobs.shrinking.calibrated import calibrated
+from coterie.jobs.shrinking.merge import merge
+from coterie.jobs.shrinking.prune import prune
+from coterie.jobs.tracing.statistics import collect_statistics
 from coterie.models.checkpoint import open_checkpoint
 from coterie.ops.align import permute_neurons
 from coterie.surgery import Method, NewLayer, rewrite

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coterie.errors import BudgetError, OptionError, RoutingError
-from coterie.jobs import routes as routes_module
-from coterie.jobs.load import load
-from coterie.jobs.plan import plan
-from coterie.jobs.routes import recorded_routes, sampled, uniform_routes
+from coterie.jobs.running import routes as routes_module
+from coterie.jobs.running.load import load
+from coterie.jobs.running.plan import plan
+from coterie.jobs.running.routes import recorded_routes, sampled, uniform_routes
 from coterie.models.checkpoint import open_checkpoint
 from coterie.routing import RoutePlan, Routing
 from coterie.store.machine import machine_memory
@@ -175,7 +175,7 @@ def test_numbers_out_of_range(options, checkpoint):
 def test_the_largest_model_by_speed(checkpoint, monkeypatch):
     budget = planned(checkpoint).budget
     monkeypatch.setattr(
-        import_module("coterie.jobs.plan"), "default_memory", lambda: budget.fixed + 24 * budget.slot_bytes
+        import_module("coterie.jobs.running.plan"), "default_memory", lambda: budget.fixed + 24 * budget.slot_bytes
     )
     steps = planned(checkpoint, speeds=speeds(disk=1e6)).steps
     half = next(step.forecast for step in steps if step.forecast.slots == LAYERS * EXPERTS // 2)

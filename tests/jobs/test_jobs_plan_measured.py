@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from coterie.jobs.load import load
-from coterie.jobs.plan import plan
-from coterie.jobs.record import record
+from coterie.jobs.running.load import load
+from coterie.jobs.running.plan import plan
+from coterie.jobs.tracing.record import record
 from coterie.models.checkpoint import open_checkpoint
 from coterie.models.find import find_sites
 from coterie.models.prompts import Prompts

@@ -7,10 +7,10 @@ import torch
 
 import coterie.models  # noqa: F401
 from coterie.errors import OptionError
-from coterie.jobs.compress import compress
-from coterie.jobs.merge import merge
-from coterie.jobs.prune import prune
-from coterie.jobs.recover import recover
+from coterie.jobs.finishing.recover import recover
+from coterie.jobs.shrinking.compress import compress
+from coterie.jobs.shrinking.merge import merge
+from coterie.jobs.shrinking.prune import prune
 from coterie.models.checkpoint import open_checkpoint
 from coterie.surgery import read_layer
 from coterie.testing.checkpoints import save_tiny
@@ -108,7 +108,7 @@ def test_what_cannot_be_learned_leaves_the_student_alone(place, tmp_path, text, 
 
 
 def test_integers_cannot_learn(place, tmp_path):
-    from coterie.jobs.quantize import quantize
+    from coterie.jobs.shrinking.quantize import quantize
 
     quantize(place / "full", tmp_path / "small", "int8")
     with pytest.raises(OptionError, match="cannot learn"):

@@ -7,9 +7,9 @@ import torch
 
 import coterie
 from coterie.errors import OptionError, UnsupportedError
-from coterie.jobs.inspect import inspect
-from coterie.jobs.plan import plan
-from coterie.jobs.verify import verify
+from coterie.jobs.inspecting.inspect import inspect
+from coterie.jobs.running.plan import plan
+from coterie.jobs.running.verify import verify
 from coterie.models import RouteOptions, RouterSpec, open_checkpoint, route, routed_as, trace
 from coterie.models.compat import quiet
 from coterie.models.footprint import footprint

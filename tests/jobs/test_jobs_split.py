@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from coterie.errors import CheckpointError, OptionError, UnsupportedError
 from coterie.jobs import collect_statistics, export_expert, split
-from coterie.jobs.split import CHANNELS
+from coterie.jobs.growing.split import CHANNELS
 from coterie.surgery import Channels, LayerChannels, masked, open_dense
 
 NATIVE = {"llama": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe", "qwen3": "qwen3_moe"}

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from coterie.errors import BudgetError, CheckpointError, OptionError, PromptError, UnsupportedError
-from coterie.jobs.load import load
-from coterie.jobs.statistics import collect_statistics
-from coterie.jobs.statistics_run import collected_bytes
-from coterie.jobs.statistics_sheet import concentration
+from coterie.jobs.running.load import load
+from coterie.jobs.tracing.statistics import collect_statistics
+from coterie.jobs.tracing.statistics_run import collected_bytes
+from coterie.jobs.tracing.statistics_sheet import concentration
 from coterie.models.checkpoint import open_checkpoint
 from coterie.models.statistics import Statistics
 from coterie.testing.checkpoints import save_tiny, tiny_tokenizer

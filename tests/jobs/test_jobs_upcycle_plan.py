@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from coterie.errors import OptionError
-from coterie.jobs.upcycle_plan import ExpertSource, UpcyclePlan, copies_of, read_plan
+from coterie.jobs.growing.upcycle_plan import ExpertSource, UpcyclePlan, copies_of, read_plan
 
 FILE = """
 base_model: base

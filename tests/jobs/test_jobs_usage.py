@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from coterie.errors import BudgetError, MissingExtraError, OptionError, PromptError
-from coterie.jobs.usage import usage
-from coterie.jobs.usage_sheet import bars
+from coterie.jobs.tracing.usage import usage
+from coterie.jobs.tracing.usage_sheet import bars
 from coterie.models.prompts import Prompts
 from coterie.pictures.heatmap import STEPS, step_of
 from coterie.testing.checkpoints import save_tiny

@@ -14,7 +14,7 @@ from coterie.models.resident import resident_experts
 from coterie.testing.checkpoints import save_tiny
 
 # by import_module: the room exports a function of the same name
-MODULE = import_module("coterie.jobs.verify")
+MODULE = import_module("coterie.jobs.running.verify")
 
 
 @pytest.fixture(scope="module")

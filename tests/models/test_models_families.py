@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coterie.errors import OptionError, UnsupportedError
-from coterie.jobs.load import load
+from coterie.jobs.running.load import load
 from coterie.models import attach, experts_from, find_sites, load_host, open_checkpoint, resident_experts, trace
 from coterie.models.compat import text_inputs
 from coterie.models.families import EXCLUDED, WHOLE_PROMPT

@@ -14,8 +14,8 @@ from transformers import Llama4Config, Llama4ForConditionalGeneration
 from coterie.errors import CheckpointError, PromptError, UnsupportedError
 from coterie.experts import FFN, Part
 from coterie.experts.encoding import Turned
-from coterie.jobs.load import load
-from coterie.jobs.verify import verify
+from coterie.jobs.running.load import load
+from coterie.jobs.running.verify import verify
 from coterie.models import attach, experts_from, footprint, load_host, open_checkpoint, resident_experts, trace
 from coterie.models.bridge import ExpertsBridge, own_of, reader_of
 from coterie.models.compat import OWN_LAYOUTS, own_layout, skeleton, text_inputs

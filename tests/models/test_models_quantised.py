@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from coterie.errors import CheckpointError, UnsupportedError
-from coterie.jobs.load import load
-from coterie.jobs.verify import verify
+from coterie.jobs.running.load import load
+from coterie.jobs.running.verify import verify
 from coterie.models import load_host, open_checkpoint, resident_experts
 from coterie.testing.quantised import QUANTISED, save_tiny_quantised
 

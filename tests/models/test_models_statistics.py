@@ -7,7 +7,7 @@ import torch
 
 from coterie.errors import CheckpointError, OptionError, UnsupportedError
 from coterie.experts import FFN, Aliased, FFNShape, expert_forward
-from coterie.jobs.load import load
+from coterie.jobs.running.load import load
 from coterie.models import attach, experts_from, find_sites, load_host, open_checkpoint, resident_experts
 from coterie.models.collect import collect
 from coterie.models.compat import text_inputs

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from coterie.errors import OptionError, PromptError
-from coterie.jobs.load import load
+from coterie.jobs.running.load import load
 from coterie.models.prompts import Prompts
 from coterie.serve import Engine, Sampling
 from coterie.testing.checkpoints import save_tiny, tiny_tokenizer

@@ -79,8 +79,8 @@ def compress(
     Fewer bytes and fewer operations for a token. Without a text all inputs count alike; with one, what is heard counts.
     """
     from coterie.cli.progress import Progress
-    from coterie.jobs.compress import compress as make
     from coterie.jobs.output import check_output
+    from coterie.jobs.shrinking.compress import compress as make
 
     if report is not None:
         check_output(report)

@@ -11,7 +11,7 @@ import typer
 from coterie.errors import OptionError
 
 if TYPE_CHECKING:
-    from coterie.jobs.recover import Recovered
+    from coterie.jobs.finishing.recover import Recovered
 
 RECOVERY = "Recovery: the result learns from MODEL (training)"
 
@@ -54,6 +54,6 @@ def recovered(
     """Distil the checkpoint at ``out`` from ``model``, where steps were asked for; the teacher runs in ``memory``."""
     if steps is None:
         return None
-    from coterie.jobs.recover import recover
+    from coterie.jobs.finishing.recover import recover
 
     return recover(out, model, list(texts or ()), steps, rate=rate, memory=memory, revision=revision, say=say)

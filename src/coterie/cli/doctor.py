@@ -28,7 +28,7 @@ def doctor(
     from coterie.cli.progress import Progress
 
     try:
-        from coterie.jobs.doctor import doctor as look
+        from coterie.jobs.checking.doctor import doctor as look
     except ImportError as error:
         stop(
             f"{error.name or 'A library'} cannot be imported ({error}). Type: pip install --force-reinstall coterie", 4

@@ -36,7 +36,7 @@ def export(
     transformers and vLLM.
     """
     from coterie.cli.progress import Progress
-    from coterie.jobs.export import export as make
+    from coterie.jobs.finishing.export import export as make
 
     with Progress(as_json) as progress:
         made = make(model, out, format, revision=revision, resume=resume, say=progress.say)

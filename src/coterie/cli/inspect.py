@@ -55,7 +55,7 @@ def inspect(
         if value is not None:
             raise OptionError(f"{name} is for the run over a text. Name one: coterie inspect {model} --text notes.txt")
     from coterie.cli.progress import Progress
-    from coterie.jobs.inspect import inspect as look
+    from coterie.jobs.inspecting.inspect import inspect as look
 
     with Progress(as_json):
         found = look(model, context=context, revision=revision)
@@ -74,8 +74,8 @@ def _use(
     from coterie.cli.progress import Progress
     from coterie.jobs.locate import locate
     from coterie.jobs.output import check_output
-    from coterie.jobs.usage import usage
-    from coterie.jobs.usage_png import require_matplotlib
+    from coterie.jobs.tracing.usage import usage
+    from coterie.jobs.tracing.usage_png import require_matplotlib
 
     targets = [check_output(path) for path in (report, png) if path is not None]
     for target in targets:

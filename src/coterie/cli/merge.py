@@ -111,8 +111,8 @@ def merge(
     that tokens go where they went. Compare with coterie prune.
     """
     from coterie.cli.progress import Progress
-    from coterie.jobs.merge import merge as make
     from coterie.jobs.output import check_output
+    from coterie.jobs.shrinking.merge import merge as make
 
     options = given(
         dominant=dominant, group=group, align=align, reference=reference, weigh=weigh, router=router,

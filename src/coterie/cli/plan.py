@@ -33,7 +33,7 @@ def plan(
 ) -> None:
     """Say where the memory would go, what is read per token and how fast that is, without loading MODEL."""
     from coterie.cli.progress import Progress
-    from coterie.jobs.plan import plan as make
+    from coterie.jobs.running.plan import plan as make
 
     with Progress(as_json) as progress:
         found = make(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from coterie.units import format_bytes
 
 if TYPE_CHECKING:
-    from coterie.jobs.load import Residence
+    from coterie.jobs.running.load import Residence
     from coterie.serve import Generation
 
 

@@ -71,7 +71,7 @@ def prune(
     """
     from coterie.cli.progress import Progress
     from coterie.jobs.output import check_output
-    from coterie.jobs.prune import prune as make
+    from coterie.jobs.shrinking.prune import prune as make
 
     if report is not None:
         check_output(report)

@@ -52,7 +52,7 @@ def quantize(
     """
     from coterie.cli.progress import Progress
     from coterie.jobs.output import check_output
-    from coterie.jobs.quantize import quantize as make
+    from coterie.jobs.shrinking.quantize import quantize as make
 
     if report is not None:
         check_output(report)

@@ -98,8 +98,8 @@ def run(
 ) -> None:
     """Generate text from MODEL in the memory given, with the same bits as if it all fitted. [Exact.]"""
     from coterie.cli.progress import Progress
-    from coterie.jobs.load import load
     from coterie.jobs.locate import locate
+    from coterie.jobs.running.load import load
     from coterie.models.checkpoint import open_checkpoint
     from coterie.models.prompts import Prompts
     from coterie.models.requests import RouteOptions

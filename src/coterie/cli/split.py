@@ -119,8 +119,8 @@ def split(
     if export_domain is not None:
         _export(model, out, export_domain, channels, revision, resume, as_json)
         return
+    from coterie.jobs.growing.split import split as make
     from coterie.jobs.output import check_output
-    from coterie.jobs.split import split as make
 
     if report is not None:
         check_output(report)
@@ -150,8 +150,8 @@ def _export(
 ) -> None:
     from coterie.cli.progress import Progress
     from coterie.errors import OptionError
-    from coterie.jobs.split import export_expert
-    from coterie.jobs.split_sheet import kept_sheet
+    from coterie.jobs.growing.split import export_expert
+    from coterie.jobs.growing.split_sheet import kept_sheet
 
     if channels is None:
         raise OptionError("Say of which split: --channels DIR, the directory that coterie split made.")

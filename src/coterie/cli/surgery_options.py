@@ -15,9 +15,9 @@ from coterie.cli.shell import INTERRUPTED, stop
 from coterie.errors import OptionError
 
 if TYPE_CHECKING:
-    from coterie.jobs.recover import Recovered
+    from coterie.jobs.finishing.recover import Recovered
+    from coterie.jobs.finishing.surgery_result import SurgeryResult
     from coterie.jobs.sheet import Sheet
-    from coterie.jobs.surgery_result import SurgeryResult
 
 CALIBRATION = "What the experts are judged by"
 

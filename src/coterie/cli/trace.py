@@ -80,8 +80,8 @@ def trace(
     shown: list[str] = []
     with Progress(as_json) as progress:
         if out is not None:
-            from coterie.jobs.record import TOKENS
-            from coterie.jobs.record import record as record_trace
+            from coterie.jobs.tracing.record import TOKENS
+            from coterie.jobs.tracing.record import record as record_trace
 
             files = [*texts, *(file for some in domains.values() for file in some)]
             traced = record_trace(
@@ -93,8 +93,8 @@ def trace(
                 f"{traced.describe()}\nWritten to {out}. Plan with it: coterie plan {model} --trace {out}"
             )  # fmt: skip
         if statistics is not None:
-            from coterie.jobs.statistics import TOKENS as MOST
-            from coterie.jobs.statistics import collect_statistics
+            from coterie.jobs.tracing.statistics import TOKENS as MOST
+            from coterie.jobs.tracing.statistics import collect_statistics
 
             made = collect_statistics(
                 model, texts, statistics, memory, domains=domains, tokens=tokens or MOST, context=context,

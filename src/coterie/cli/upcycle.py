@@ -12,7 +12,7 @@ from coterie.cli.shell import one_sentence
 from coterie.cli.surgery_options import Container, Out, Report, Resume, Shown, conclude
 
 if TYPE_CHECKING:
-    from coterie.jobs.upcycle_plan import UpcyclePlan
+    from coterie.jobs.growing.upcycle_plan import UpcyclePlan
 
 COPIES, SEVERAL, ADD = "Copies of one model", "Several models of one base", "One more expert for a mixture"
 
@@ -82,9 +82,9 @@ def upcycle(
     [bold]coterie upcycle MIXTURE --add DENSE --prompt "def main():" --out DIR[/bold] adds an expert.
     """
     from coterie.cli.progress import Progress
-    from coterie.jobs.add_expert import add_expert
+    from coterie.jobs.growing.add_expert import add_expert
+    from coterie.jobs.growing.upcycle import upcycle as make
     from coterie.jobs.output import check_output
-    from coterie.jobs.upcycle import upcycle as make
 
     if report is not None:
         check_output(report)
@@ -114,7 +114,7 @@ def _plan(
     from dataclasses import replace
 
     from coterie.errors import OptionError
-    from coterie.jobs.upcycle_plan import ExpertSource, UpcyclePlan, copies_of, read_plan
+    from coterie.jobs.growing.upcycle_plan import ExpertSource, UpcyclePlan, copies_of, read_plan
 
     changes = {name: value for name, value in {"k": k, "seed": seed, "gates": gates}.items() if value is not None}
     if model.endswith((".yaml", ".yml")):

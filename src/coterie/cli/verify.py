@@ -11,7 +11,7 @@ from coterie.cli.run import Compile, Json, Memory, Model, Policy, Prefetch, Revi
 from coterie.cli.shell import one_sentence, stop
 
 if TYPE_CHECKING:
-    from coterie.jobs.verify import Report
+    from coterie.jobs.running.verify import Report
 
 NOT_EQUAL = 6
 
@@ -35,8 +35,8 @@ def verify(
     """Compare MODEL's logits under the budget with everything resident, bit for bit, and with transformers."""
     from coterie.cli.progress import Progress
     from coterie.jobs.locate import locate
-    from coterie.jobs.verify import TEXT
-    from coterie.jobs.verify import verify as check
+    from coterie.jobs.running.verify import TEXT
+    from coterie.jobs.running.verify import verify as check
 
     with Progress(as_json) as progress:
         report = check(

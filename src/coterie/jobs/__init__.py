@@ -1,26 +1,27 @@
 """Tasks that join the rooms below: load a model under a budget, plan it, verify it, find what a name means."""
 
-from coterie.jobs.add_expert import add_expert
-from coterie.jobs.budget import Budget
-from coterie.jobs.compress import Compressed, compress
-from coterie.jobs.doctor import doctor
-from coterie.jobs.findings import Diagnosis
-from coterie.jobs.inspect import inspect
-from coterie.jobs.inspection import Inspection
-from coterie.jobs.load import Residence, load
+from coterie.jobs.checking.doctor import doctor
+from coterie.jobs.checking.findings import Diagnosis
+from coterie.jobs.finishing.export import export
+from coterie.jobs.finishing.recover import Recovered, recover
+from coterie.jobs.growing.add_expert import add_expert
+from coterie.jobs.growing.split import Split, export_expert, split
+from coterie.jobs.growing.upcycle import Upcycled, upcycle
+from coterie.jobs.growing.upcycle_plan import ExpertSource, UpcyclePlan, copies_of, read_plan
+from coterie.jobs.inspecting.inspect import inspect
+from coterie.jobs.inspecting.inspection import Inspection
 from coterie.jobs.locate import locate
-from coterie.jobs.merge import Merged, merge
-from coterie.jobs.plan import Plan, plan
-from coterie.jobs.prune import Pruned, prune
-from coterie.jobs.quantize import Quantised, quantize
-from coterie.jobs.record import Record, record
-from coterie.jobs.recover import Recovered, recover
-from coterie.jobs.split import Split, export_expert, split
-from coterie.jobs.statistics import Calibration, collect_statistics
-from coterie.jobs.upcycle import Upcycled, upcycle
-from coterie.jobs.upcycle_plan import ExpertSource, UpcyclePlan, copies_of, read_plan
-from coterie.jobs.usage import Usage, usage
-from coterie.jobs.verify import Report, verify
+from coterie.jobs.running.budget import Budget
+from coterie.jobs.running.load import Residence, load
+from coterie.jobs.running.plan import Plan, plan
+from coterie.jobs.running.verify import Report, verify
+from coterie.jobs.shrinking.compress import Compressed, compress
+from coterie.jobs.shrinking.merge import Merged, merge
+from coterie.jobs.shrinking.prune import Pruned, prune
+from coterie.jobs.shrinking.quantize import Quantised, quantize
+from coterie.jobs.tracing.record import Record, record
+from coterie.jobs.tracing.statistics import Calibration, collect_statistics
+from coterie.jobs.tracing.usage import Usage, usage
 
 __all__ = [
     "Budget",
@@ -46,6 +47,7 @@ __all__ = [
     "compress",
     "copies_of",
     "doctor",
+    "export",
     "export_expert",
     "inspect",
     "load",

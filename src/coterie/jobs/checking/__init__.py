@@ -1,0 +1,1 @@
+"""What may keep a model from running here."""

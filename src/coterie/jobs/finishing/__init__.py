@@ -1,0 +1,1 @@
+"""How surgery ends: what is recovered, reported, exported."""

@@ -1,0 +1,1 @@
+"""Dense models become experts: split, upcycled, added."""

@@ -1,0 +1,238 @@
+"""Looking at a checkpoint without reading a weight: parts, layers, experts, routers, memory."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from coterie.experts import method_of, split_name
+from coterie.jobs.inspecting.architecture import attention_of, quantisation_of, shape_text
+from coterie.jobs.inspecting.inspection import ExpertKind, Inspection, LayerKind, Needs, Part, Storage
+from coterie.jobs.locate import locate
+from coterie.jobs.running.budget import planned_budget
+from coterie.jobs.running.load import PREFILL, blobs_of, context_of
+from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
+from coterie.models.compat import DiskNames, skeleton, tied_names
+from coterie.models.counts import PARTS, count_parameters, part_names
+from coterie.models.facts import RouterFacts, router_facts
+from coterie.models.find import MoESite, find_sites
+from coterie.models.footprint import footprint
+from coterie.store import Blob
+from coterie.store.machine import available_memory
+
+
+def inspect(
+    model: str | Path | Checkpoint,
+    *,
+    context: int | None = None,
+    revision: str | None = None,
+) -> Inspection:
+    """What ``model`` is, from its config and the headers of its files; no weight is read. Blocks for seconds.
+
+    Args:
+        model: a checkpoint directory, a hub name, "pocket", or an opened `Checkpoint`.
+        context: tokens that the memory is stated for; default 2048 or the model's limit.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        CheckpointError, UnsupportedError: the checkpoint cannot be served, and why.
+        OptionError: ``context`` is more than the model's.
+    """
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(locate(model, revision))
+    view = _View.of(checkpoint)
+    config = view.config
+    blobs = list(blobs_of(checkpoint).values())
+    return Inspection(
+        model=str(checkpoint.path if isinstance(model, Checkpoint) else model),
+        path=str(checkpoint.path),
+        family=str(checkpoint.config.model_type),
+        architecture=type(view.host).__name__,
+        dtype=_name(checkpoint.dtype),
+        compute_dtype=_name(checkpoint.compute_dtype),
+        quantised=quantisation_of(
+            checkpoint.quantization, {part.dtype for site in checkpoint.sites for part in site.ranges()}
+        ),
+        layers=int(config.num_hidden_layers),
+        width=int(config.hidden_size),
+        vocabulary=int(config.vocab_size),
+        context=checkpoint.context_length,
+        tied=bool(tied_names(view.host)),
+        parts=_parts(view),
+        layer_kinds=_layer_kinds(view),
+        expert_kinds=_expert_kinds(view),
+        routers=_routers(view),
+        attention=attention_of(config),
+        storage=_storage(view, blobs),
+        needs=_needs(checkpoint, context, max(blob.slot_bytes for blob in blobs)),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A checkpoint beside the model it makes: the skeleton, its sites, and what each name is."""
+
+    checkpoint: Checkpoint
+    host: Any
+    live: list[MoESite]
+    parts: Mapping[str, str]
+    disk: Mapping[str, int]  # name in memory -> bytes on disk, of what is no expert
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> _View:
+        host = skeleton(checkpoint.config, checkpoint.compute_dtype)
+        live, names = find_sites(host), DiskNames(host)
+        parts, method = part_names(host, live), method_of(checkpoint.quantization, str(checkpoint.path))
+        disk: dict[str, int] = defaultdict(int)
+        experts = {(part.path, part.start) for site in checkpoint.sites for part in site.ranges()}
+        for name, part in checkpoint.ranges.items():
+            if (part.path, part.start) not in experts:
+                disk[_weight(name, names, parts, method)] += part.nbytes
+        return cls(checkpoint, host, live, parts, disk)
+
+    @property
+    def config(self) -> Any:
+        """Of the text model, where there are others beside it."""
+        return self.checkpoint.text
+
+    def sites_in(self, prefix: str) -> list[ExpertSite]:
+        return [site for site in self.checkpoint.sites if site.name.startswith(prefix)]
+
+
+def _weight(name: str, names: DiskNames, known: Mapping[str, str], method: Any) -> str:
+    """Name in memory of the weight that a tensor on disk is, or where it is quantised, is a piece of."""
+    place = names.place(name).name
+    return place if place in known else names.place(split_name(name, method)[0]).name
+
+
+def _bytes_of(site: ExpertSite) -> int:
+    """Of a site on disk; what its experts have in common, such as a norm behind them, once."""
+    return sum({(part.path, part.start): part.nbytes for part in site.ranges()}.values())
+
+
+def _parts(view: _View) -> list[Part]:
+    counted = count_parameters(view.host)
+    nbytes = dict.fromkeys(PARTS, 0)
+    nbytes["experts"] = sum(map(_bytes_of, view.checkpoint.sites))
+    for name, size in view.disk.items():
+        if name in view.parts:
+            nbytes[view.parts[name]] += size
+    return [Part(name, counted.total[name], counted.active[name], nbytes[name]) for name in PARTS]
+
+
+def _layer_kinds(view: _View) -> list[LayerKind]:
+    """The layers that hold the sites, alike ones together, in the order they first appear."""
+    path = _stack_path(view)
+    if path is None:
+        return []
+    alike: dict[LayerKind, list[int]] = {}
+    for number, _ in enumerate(view.host.get_submodule(path).children()):
+        alike.setdefault(_layer_kind(view, number, f"{path}.{number}."), []).append(number)
+    return [replace(kind, layers=tuple(numbers)) for kind, numbers in alike.items()]
+
+
+def _stack_path(view: _View) -> str | None:
+    """Module path of the list of decoder layers."""
+    steps = view.live[0].name.split(".")
+    number = next((at for at, step in enumerate(steps) if step.isdigit()), None)
+    return None if number is None else ".".join(steps[:number])
+
+
+def _layer_kind(view: _View, number: int, prefix: str) -> LayerKind:
+    sites = view.sites_in(prefix)
+    share = {f"{site.name}.": site.top_k / site.num_experts for site in sites}
+    inside = [(name, p.numel()) for name, p in view.host.named_parameters() if name.startswith(prefix)]
+    active = sum(size * next((k for at, k in share.items() if name.startswith(at)), 1.0) for name, size in inside)
+    nbytes = sum(size for name, size in view.disk.items() if name.startswith(prefix))
+    nbytes += sum(map(_bytes_of, sites))
+    parts = {view.parts[name] for name, _ in inside}
+    return LayerKind(
+        (), _mixer(view.config, number, parts), _feed_forward(view, sites, parts, prefix),
+        sum(size for _, size in inside), active, nbytes,
+    )  # fmt: skip
+
+
+def _mixer(config: Any, number: int, parts: set[str]) -> str:
+    """What mixes tokens in a layer, as the config calls it where it does."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds and number < len(kinds) and parts & {"attention", "recurrent layers"}:
+        return str(kinds[number]).replace("_", " ")
+    return " + ".join(part for part in ("attention", "recurrent layers") if part in parts) or "none"
+
+
+def _feed_forward(view: _View, sites: list[ExpertSite], parts: set[str], prefix: str) -> str:
+    texts = [f"{site.num_experts} experts, top {site.top_k}" for site in sites]
+    texts += ["shared"] * ("shared experts" in parts)
+    if "dense feed-forward" in parts:
+        texts.append("dense" + _dense_width(view, prefix))
+    return " + ".join(texts) or "none"
+
+
+def _dense_width(view: _View, prefix: str) -> str:
+    """Inner width of a layer's dense feed-forward network: the longer side of its last matrix."""
+    shapes = [
+        tuple(p.shape)
+        for name, p in view.host.named_parameters()
+        if name.startswith(prefix) and view.parts[name] == "dense feed-forward" and p.dim() == 2
+    ]
+    return f", inner {max(shapes[-1]):,}" if shapes else ""
+
+
+def _expert_kinds(view: _View) -> list[ExpertKind]:
+    alike: dict[tuple[Any, ...], list[ExpertSite]] = defaultdict(list)
+    for site in view.checkpoint.sites:
+        alike[site.num_experts, site.top_k, site.shape, site.nbytes(0)].append(site)
+    return [_expert_kind(sites) for sites in alike.values()]
+
+
+def _expert_kind(sites: list[ExpertSite]) -> ExpertKind:
+    first = sites[0]
+    shape = first.shape
+    return ExpertKind(
+        tuple(site.name for site in sites), tuple(site.layer for site in sites), first.num_experts, first.top_k,
+        shape.width, shape.inner, shape_text(shape), shape.num_parameters(), first.nbytes(0),
+    )  # fmt: skip
+
+
+def _routers(view: _View) -> list[tuple[tuple[int, ...], RouterFacts]]:
+    """Distinct routers with their layers. Layers whose gates look alike are asked once."""
+    asked: dict[tuple[Any, ...], RouterFacts] = {}
+    layers: dict[str, list[int]] = defaultdict(list)
+    told: dict[str, RouterFacts] = {}
+    for site in view.live:
+        sizes = tuple(sorted((name, tuple(t.shape)) for name, t in site.gate.state_dict().items()))
+        kind = (type(site.gate), site.num_experts, site.top_k, sizes)
+        facts = asked[kind] = asked.get(kind) or router_facts(view.host, site)
+        told.setdefault(repr(facts), facts)
+        layers[repr(facts)].append(site.layer)
+    return [(tuple(layers[key]), facts) for key, facts in told.items()]
+
+
+def _storage(view: _View, blobs: list[Blob]) -> Storage:
+    checkpoint, reads = view.checkpoint, [len(blob.segments) for blob in blobs]
+    unused = sum(size for name, size in view.disk.items() if name not in view.parts)
+    total = sum(part.nbytes for part in checkpoint.ranges.values())
+    return Storage(
+        files=len({part.path for part in checkpoint.ranges.values()}), nbytes=total,
+        stacked=not isinstance(next(iter(checkpoint.sites[0].stored.values()), ()), tuple),
+        experts=len(blobs), one_read=sum(number == 1 for number in reads), most_reads=max(reads),
+        straddling=sum(len({segment.path for segment in blob.segments}) > 1 for blob in blobs), unused=unused,
+    )  # fmt: skip
+
+
+def _needs(checkpoint: Checkpoint, context: int | None, slot_bytes: int) -> Needs:
+    """Of one sequence, as `load` would split a budget."""
+    length = context_of(checkpoint, context)
+    needs = footprint(checkpoint, 1, length, chunk=PREFILL, all_logits=False)
+    one, two = (footprint(checkpoint, 1, tokens, chunk=tokens, all_logits=False).cache for tokens in (1, 2))
+    budget = planned_budget(checkpoint, needs, None, slot_bytes)
+    return Needs(
+        length, budget.floor, budget.everything, needs.dense, needs.cache,
+        two - one, budget.workspace, slot_bytes, available_memory(),
+    )  # fmt: skip
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""A model under a memory budget: planned, loaded, verified."""

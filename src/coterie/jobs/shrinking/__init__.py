@@ -1,0 +1,1 @@
+"""Mixtures become smaller: fewer experts, or each in fewer bytes."""

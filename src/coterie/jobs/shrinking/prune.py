@@ -1,0 +1,127 @@
+"""Fewer experts by leaving some out: statistics, which stay, the new checkpoint, what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coterie.jobs.finishing.surgery_report import SurgeryReport, surgery_report
+from coterie.jobs.finishing.surgery_result import SurgeryResult
+from coterie.jobs.sheet import Sheet
+from coterie.jobs.shrinking.calibrated import Calibrated, calibrated
+from coterie.jobs.shrinking.shrink_page import prune_parts
+from coterie.jobs.shrinking.shrink_sheet import errors_sheet, kept_sheet, redundancy_sheet
+from coterie.models.checkpoint import Checkpoint
+from coterie.models.statistics import SiteStatistics, Statistics
+from coterie.surgery.edits import prune_layer
+from coterie.surgery.layer import LayerExperts, NewLayer
+from coterie.surgery.method import Method
+from coterie.surgery.prune_plan import PruneOptions, plan_prune
+from coterie.surgery.redundancy import LayerRedundancy, layer_redundancy
+from coterie.surgery.rewrite import Container, rewrite
+
+__all__ = ["Pruned", "prune"]
+
+PAPERS: Mapping[str, str] = {
+    "reap": "REAP the Experts: Why Pruning Prevails for One-Shot MoE Compression, arXiv 2510.13999",
+    "naee": "Not All Experts are Equal: Efficient Expert Pruning and Skipping for Mixture-of-Experts Large Language "
+    "Models, arXiv 2402.14800",
+}
+
+Say = Callable[[str], None]
+Show = Callable[[Sheet], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned(SurgeryResult):
+    """What `prune` made.
+
+    Attributes:
+        report: the new checkpoint, sizes before and after, perplexity, what was measured in each layer.
+        redundancy: of the layers that were pruned, before.
+        kept: the experts that stayed, by the layer's number.
+        sites: statistics of those layers.
+    """
+
+    report: SurgeryReport
+    redundancy: Sequence[LayerRedundancy]
+    kept: Mapping[int, tuple[int, ...]]
+    sites: Sequence[SiteStatistics] = field(repr=False)
+
+    def _facts(self) -> Mapping[str, Any]:
+        return {"redundancy": [asdict(each) for each in self.redundancy]}
+
+    def _pictures(self) -> Sequence[str]:
+        return prune_parts(self.sites, self.kept, self.redundancy)
+
+
+def prune(
+    model: str | Path | Checkpoint, out: str | Path, experts: int, *, method: str = "reap",
+    statistics: str | Path | Statistics | None = None, texts: Sequence[str | Path] | Mapping[str, str] = (),
+    memory: str | int | None = None, skip_layers: Sequence[int] = (), container: Container = "auto",
+    revision: str | None = None, resume: bool = False, say: Say = lambda text: None,
+    show: Show = lambda sheet: None, **options: Any,
+) -> Pruned:  # fmt: skip
+    """Write ``model`` with fewer experts to ``out``: the others are left out, with their rows of the gates. Lossy.
+
+    Blocks. One layer is in memory at a time. ``out`` is there when it is whole, and not before.
+
+    Args:
+        model, out, statistics, texts, memory, skip_layers, container, revision, resume, say, show: as of
+            `coterie.jobs.merge`.
+        experts: that each pruned layer has afterwards, on average.
+        method: a name of `coterie.surgery.PRUNES`.
+        options: of `coterie.surgery.PruneOptions`, beside those two.
+
+    Raises:
+        OptionError: an option that is not known, more experts than there are, or a number the router cannot do with.
+        UnsupportedError: the router cannot lose rows, or NAEE is asked of one whose decisions are not known.
+        CoterieError: as of `coterie.jobs.shrinking.calibrated` and `coterie.surgery.rewrite`.
+    """
+    chosen = PruneOptions(experts, method, **options)
+    found = calibrated(
+        model, out, statistics=statistics, texts=texts, memory=memory, skip_layers=skip_layers, revision=revision,
+        resume=resume, container=container, say=say,
+    )  # fmt: skip
+    found.refuse_target(experts, "pruning")
+    redundancy = [layer_redundancy(site) for site in found.sites]
+    show(redundancy_sheet(found.checkpoint.path.name, found.statistics.tokens, redundancy))
+    plans = plan_prune(found.sites, chosen, found.read, found.limits, found.decide, say)
+    layers = [site.layer for site in found.chosen]
+    show(kept_sheet(layers, [site.num_experts for site in found.chosen], plans))
+    about = _about(chosen, found, skip_layers)
+    made = rewrite(
+        found.checkpoint, out, _edit(found, plans), about=about, container=container, resume=resume,
+        progress=lambda what, done, of: say(f"{what}: {done} of {of} layers"),
+    )  # fmt: skip
+    if (errors := errors_sheet(made.layers, "pruning")) is not None:
+        show(errors)
+    report = surgery_report(found.checkpoint, made, about, texts=texts, memory=memory, say=say)
+    show(report.sheet())
+    return Pruned(report, redundancy, dict(zip(layers, plans, strict=True)), found.sites)
+
+
+def _edit(found: Calibrated, plans: Sequence[tuple[int, ...]]) -> Callable[[LayerExperts], NewLayer]:
+    kept = {site.name: keep for site, keep in zip(found.chosen, plans, strict=True)}
+    measured: set[str] = set()
+
+    def edit(layer: LayerExperts) -> NewLayer:
+        name = layer.site.name
+        if name not in kept:
+            return layer.unchanged()
+        decide = None if name in measured else found.knowledge[name].decide
+        measured.add(name)
+        return prune_layer(layer, kept[name], found.statistics[name], decide)
+
+    return edit
+
+
+def _about(options: PruneOptions, found: Calibrated, skip: Sequence[int]) -> Method:
+    summary = (
+        f"Experts were left out, down to {options.experts} in a layer{'' if options.uniform else ' on average'}, with "
+        f"their rows of the gates; chosen by {options.method}."
+    )
+    given = {**asdict(options), "skip_layers": list(skip)}
+    return Method("prune", "lossy", summary, PAPERS.get(options.method, ""), found.facts(), given)
