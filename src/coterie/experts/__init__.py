@@ -2,6 +2,7 @@
 
 from coterie.experts.aliased import Aliased
 from coterie.experts.base import Experts
+from coterie.experts.conv import ConvExperts
 from coterie.experts.encoding import Encoding, Part
 from coterie.experts.factored import Factored, Factors
 from coterie.experts.few_rows import Compile, few_rows, has_few, kernel_problem, wants_kernel
@@ -11,6 +12,7 @@ from coterie.experts.identity import Identity
 from coterie.experts.integer import Integers, IntegerWidth
 from coterie.experts.kinds import EXPERT_KINDS, ExpertKind, KindExperts, kind_from_record
 from coterie.experts.mixed import Mixed, with_identity
+from coterie.experts.norm import BatchNormExperts
 from coterie.experts.quantized import Storage
 from coterie.experts.shape import FFNShape
 from coterie.experts.shared import SharedExpert
@@ -20,7 +22,9 @@ __all__ = [
     "EXPERT_KINDS",
     "FFN",
     "Aliased",
+    "BatchNormExperts",
     "Compile",
+    "ConvExperts",
     "Encoding",
     "ExpertKind",
     "Experts",

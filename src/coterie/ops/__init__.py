@@ -15,6 +15,7 @@ from coterie.ops.linkage import average_linkage
 from coterie.ops.lowrank import factored_parameters, low_rank, spectrum, stable_rank
 from coterie.ops.partition import DenseSplit, even_channels, split_columns, split_dense, split_rows
 from coterie.ops.quantize import dequantize_fp8_blocks, dequantize_mxfp4
+from coterie.ops.sections import Sections, sections_of
 from coterie.ops.select import check_groups, check_k, group_limited_top_k, hash_choice, top_k
 from coterie.ops.similarity import Redundancy, cosine_of_rows, logit_similarity, redundancy, weight_similarity
 from coterie.ops.structure import keep_units, kept_share
@@ -24,6 +25,7 @@ __all__ = [
     "DenseSplit",
     "Groups",
     "Redundancy",
+    "Sections",
     "activation_rows",
     "average_linkage",
     "balanced_assignment",
@@ -61,6 +63,7 @@ __all__ = [
     "places_per_route",
     "redundancy",
     "route_load",
+    "sections_of",
     "spectrum",
     "split_columns",
     "split_dense",

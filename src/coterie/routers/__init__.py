@@ -9,6 +9,7 @@ time belongs to the store.
 from coterie.routers.base import Part, Router, RouterLike, Scope, Score, Scores, Select, Weigh
 from coterie.routers.calibrate import calibrate, setting_for
 from coterie.routers.controller import Controller
+from coterie.routers.image_planner import ImagePlanner, fixed_plan, routes_of
 from coterie.routers.planner import FromPlan, Planner
 from coterie.routers.presets import (
     PRESETS,
@@ -36,6 +37,7 @@ __all__ = [
     "PRESETS",
     "Controller",
     "FromPlan",
+    "ImagePlanner",
     "Part",
     "Planner",
     "RouteTable",
@@ -54,11 +56,13 @@ __all__ = [
     "calibrate",
     "cosine",
     "expert_choice",
+    "fixed_plan",
     "group_limited",
     "hash_routing",
     "min_p",
     "preset_options",
     "rmoe",
+    "routes_of",
     "setting_for",
     "sigmoid_bias",
     "smoe_dropout",
