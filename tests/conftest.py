@@ -1,4 +1,4 @@
-"""The one place where the surroundings of every test are set: no network, one thread, fixed seeds."""
+"""The one place where the surroundings of every test are set: no network, one thread, fixed seeds and examples."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from m
 import numpy
 import pytest
 import torch
+from hypothesis import settings
+
+# every run tries the same examples; HYPOTHESIS_PROFILE=wide draws others in each, and more of them
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("wide", max_examples=1000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture(autouse=True)

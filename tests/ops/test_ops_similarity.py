@@ -68,6 +68,24 @@ def test_what_is_zero_is_like_nothing():
     assert cosine_of_rows(rows).tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
 
 
+def test_a_column_that_every_mean_logit_is_has_no_direction():
+    """Centring leaves rounding of it, whose cosines would be anything."""
+    logits = torch.randn(40, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1e3
+    logits[:, 3] = logits[:, :3].mean(1)  # then the mean of all four too
+    found = logit_similarity(logits, centre=True)
+    assert found[3].tolist() == [0, 0, 0, 1]
+    assert found[:3, :3].triu(1).abs().max() > 0.1
+    same = torch.ones(9, 3)  # all columns alike: nothing is left of any
+    assert torch.equal(logit_similarity(same, centre=True), torch.eye(3, dtype=torch.float64))
+    gram = logits.T @ logits
+    assert torch.equal(cosine_of_gram(centred_gram(gram), 1e-12 * gram.diagonal().mean()), found)
+
+
+def test_tiny_is_not_zero():
+    rows = torch.tensor([[1e-9, 0.0], [1.0, 1.0]])
+    assert cosine_of_rows(rows)[0, 1] == pytest.approx(0.5**0.5)
+
+
 def test_redundancy_counts_experts_that_differ():
     clones = torch.block_diag(*[torch.ones(3, 3)] * 4).double()
     assert redundancy(clones).effective == pytest.approx(4)

@@ -18,7 +18,7 @@ from torch import Tensor
 from coterie.errors import CheckpointError, OptionError, UnsupportedError
 from coterie.models.channel_statistics import ChannelUse, FFNStatistics
 from coterie.models.identity import Opened, identity
-from coterie.ops.similarity import centred_gram
+from coterie.ops.similarity import centred_cosine_of_gram, cosine_of_gram, cosine_of_rows
 
 __all__ = ["ChannelUse", "DomainUse", "FFNStatistics", "SiteStatistics", "Statistics"]
 
@@ -96,12 +96,12 @@ class SiteStatistics:
 
     @cached_property
     def logit_similarity(self) -> Tensor:
-        """[R, R] cosine of the columns of the router's logits (M-SMoE, eq. 1). 0 beside a column of zeros.
+        """[R, R] cosine of the columns of the router's logits (M-SMoE, eq. 1). A column of zeros is like no other.
 
         Raises:
             UnsupportedError: the router tells no logits.
         """
-        return _cosine(self._gram()).float()
+        return cosine_of_gram(self._gram()).float()
 
     @cached_property
     def centred_logit_similarity(self) -> Tensor:
@@ -110,9 +110,7 @@ class SiteStatistics:
         Raises:
             UnsupportedError: the router tells no logits.
         """
-        gram = self._gram()
-        floor = 1e-12 * gram.diagonal().mean()
-        return _cosine(centred_gram(gram), floor).float()
+        return centred_cosine_of_gram(self._gram()).float()
 
     @cached_property
     def logit_std(self) -> Tensor:
@@ -129,8 +127,7 @@ class SiteStatistics:
     @cached_property
     def output_similarity(self) -> Tensor:
         """[E, E] cosine of the experts' mean outputs on the shared sample (HC-SMoE's feature)."""
-        wide = self.sample_output.double()
-        return _cosine(wide @ wide.T).float()
+        return cosine_of_rows(self.sample_output).float()
 
     @property
     def redundancy(self) -> float:
@@ -233,10 +230,3 @@ class Statistics:
 
         return read(Path(path))
 
-
-def _cosine(gram: Tensor, floor: Tensor | float = 0.0) -> Tensor:
-    """Cosines from inner products; 0 beside a vector that is zero, or not above ``floor``."""
-    square = gram.diagonal()
-    scale = torch.where(square > floor, square.clamp(min=1e-300).rsqrt(), 0.0)
-    cosine = (gram * scale[:, None] * scale[None, :]).clamp(-1, 1)
-    return torch.where(torch.eye(len(gram), dtype=torch.bool), 1.0, cosine)

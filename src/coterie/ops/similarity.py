@@ -15,6 +15,7 @@ from torch import Tensor
 
 __all__ = [
     "Redundancy",
+    "centred_cosine_of_gram",
     "centred_gram",
     "cosine_of_gram",
     "cosine_of_rows",
@@ -25,14 +26,28 @@ __all__ = [
 ]
 
 
-def cosine_of_gram(gram: Tensor) -> Tensor:
-    """Cosines from inner products ``gram`` [R, R]."""
+# of the mean square: what differences of sums in float64 leave of columns that are the same
+_ROUNDING = 1e-12
+
+
+def cosine_of_gram(gram: Tensor, floor: Tensor | float = 0.0) -> Tensor:
+    """Cosines from inner products ``gram`` [R, R].
+
+    Args:
+        floor: squares up to it count as zero: what rounding left of them points anywhere.
+    """
     gram = gram.double()
-    lengths = gram.diagonal().clamp(min=0).sqrt()
-    found = lengths > 0
-    cosine = gram / torch.where(found, lengths, 1)[:, None] / torch.where(found, lengths, 1)
+    squares = gram.diagonal()
+    found = squares > floor
+    lengths = torch.where(found, squares, 1).sqrt()
+    cosine = gram / lengths[:, None] / lengths
     cosine = torch.where(found[:, None] & found, (cosine + cosine.T) / 2, 0).clamp(-1, 1)
     return cosine.fill_diagonal_(1.0)
+
+
+def centred_cosine_of_gram(gram: Tensor) -> Tensor:
+    """Cosines after `centred_gram`. A column that is every item's mean logit is nothing then, not a direction."""
+    return cosine_of_gram(centred_gram(gram), _ROUNDING * gram.double().diagonal().mean())
 
 
 def centred_gram(gram: Tensor) -> Tensor:
@@ -59,7 +74,7 @@ def logit_similarity(logits: Tensor, *, centre: bool = False) -> Tensor:
     """
     columns = logits.detach().double()
     gram = columns.T @ columns
-    return cosine_of_gram(centred_gram(gram) if centre else gram)
+    return centred_cosine_of_gram(gram) if centre else cosine_of_gram(gram)
 
 
 def weight_similarity(weights: Mapping[str, Tensor]) -> Tensor:
