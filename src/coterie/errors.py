@@ -10,6 +10,7 @@
     ├── RoutingError          a routing decision that breaks the contract of `coterie.routing`
     ├── StoreError            the store was closed, a deadline passed, a read failed
     ├── TrainingError         a loss that is not a number
+    ├── AttackError           an attack that cannot work on this model, so that it would look robust
     └── MissingExtraError     an optional dependency is not installed
 
 `assert` is for our own invariants; these are for everybody else. The command line prints the text
@@ -67,6 +68,10 @@ class StoreError(CoterieError, RuntimeError):
 
 class TrainingError(CoterieError, RuntimeError):
     """Training cannot go on: the loss is not a finite number."""
+
+
+class AttackError(CoterieError, RuntimeError):
+    """An attack cannot work here: its gradient is not finite, or zero. Accuracy under it would mean nothing."""
 
 
 class MissingExtraError(CoterieError, ImportError):
