@@ -15,7 +15,7 @@ from coterie.ops.sections import sections_of
 from coterie.routers.base import RouterLike
 from coterie.routing import RouteContext, Routing
 
-__all__ = ["RoutedConv", "assignments_as_items"]
+__all__ = ["RoutedConv", "assignments_as_items", "combined"]
 
 
 class RoutedConv(nn.Module):
@@ -53,7 +53,7 @@ class RoutedConv(nn.Module):
         rows = self.conv.rows(x, routing)
         if self.norm is not None:
             rows = self.norm.rows(rows, assignments_as_items(routing))
-        return _combined(rows, routing), routing
+        return combined(rows, routing), routing
 
 
 def assignments_as_items(routing: Routing) -> Routing:
@@ -64,7 +64,8 @@ def assignments_as_items(routing: Routing) -> Routing:
     return Routing(own, routing.expert, routing.weight, routing.num_assignments, routing.num_experts)
 
 
-def _combined(rows: Tensor, routing: Routing) -> Tensor:
+def combined(rows: Tensor, routing: Routing) -> Tensor:
+    """What `RoutedConv` does with rows [S, ...] that are done: each times its weight, summed per item: [T, ...]."""
     sections = sections_of(routing)
     if not (sections.each_once and sections.unit):
         return combine(rows, routing)
