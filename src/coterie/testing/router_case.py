@@ -32,6 +32,8 @@ class RouterCase:
         asked: request-time options the router reads besides k, each with a value to try.
         alone: an item is routed alike alone and in company.
         width: D of the items.
+        shape: of one item, where items are no vectors: (C, H, W) of images.
+        settle: gives the parameters values; default: normal ones, which deep nets turn into logits beyond any softmax.
         vocab: ids of the context are drawn below it.
         carry_width: columns of the carry that the items come with; 0 where they come without.
         by_probs: parameters that learn from `Routing.probs` alone, and get no gradient from the weights.
@@ -48,6 +50,8 @@ class RouterCase:
     asked: tuple[tuple[str, Any], ...] = ()
     alone: bool = True
     width: int = 8
+    shape: tuple[int, ...] = ()
+    settle: Callable[[Router], None] | None = None
     vocab: int = 32
     carry_width: int = 0
     by_probs: tuple[str, ...] = ()
@@ -62,18 +66,22 @@ class RouterCase:
         """The router, the same one every time, with parameters large enough to tell items apart."""
         torch.manual_seed(0)
         router = self.build()
-        for parameter in router.parameters():
-            nn.init.normal_(parameter)
+        (self.settle or _normal)(router)
         return router
 
     def items(self, num_items: int = 13, seed: int = 1) -> tuple[Tensor, RouteContext]:
         """Random items and a context that tells who they are."""
         generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(num_items, self.width, generator=generator)
+        x = torch.randn(num_items, *(self.shape or (self.width,)), generator=generator)
         ids = torch.randint(self.vocab, (num_items,), generator=generator)
         place = torch.arange(num_items)
         carry = torch.randn(num_items, self.carry_width, generator=generator) if self.carry_width else None
         return x, RouteContext(ids=ids, position=place % 7, sequence=place // 7, seed=3, carry=carry)
+
+
+def _normal(router: Router) -> None:
+    for parameter in router.parameters():
+        nn.init.normal_(parameter)
 
 
 def limited_contexts(case: RouterCase, num_experts: int) -> list[tuple[str, Tensor, RouteContext]]:

@@ -43,6 +43,15 @@ def uniform_rule(scale: float = 1.0) -> Rule:
     return rule
 
 
+def unit_rule() -> Rule:
+    """The k best, each with weight 1."""
+
+    def rule(logits: Mapping[int, float], k: int) -> Mapping[int, float]:
+        return dict.fromkeys(_best(logits, k), 1.0)
+
+    return rule
+
+
 def true_only_rule(num_true: int, min_true: int = 0) -> Rule:
     """The k best, softmax over those below ``num_true``; where there are none, the ``min_true`` best of them."""
 

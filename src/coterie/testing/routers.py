@@ -128,7 +128,7 @@ def check_padding(case: RouterCase) -> None:
     router = case.make()
     x, ctx = case.items()
     real = torch.tensor([True, True, False, True, False, True] + [True] * 9 + [False] * 2)
-    padded_x = torch.full((len(real), case.width), 50.0)
+    padded_x = torch.full((len(real), *x.shape[1:]), 50.0)
     padded_x[real] = x
     place = (real.cumsum(0) - 1).clamp(min=0)
     routing = router(padded_x, replace(select_items(ctx, place), mask=real)).check()
@@ -151,7 +151,7 @@ def check_state_dict(case: RouterCase) -> None:
     router = case.make()
     with torch.no_grad():  # as built, buffers are equal in both and would prove nothing
         for buffer in router.buffers():
-            buffer.copy_(torch.randn(buffer.shape) if buffer.is_floating_point() else buffer.flip(0))
+            buffer.copy_(torch.rand(buffer.shape) if buffer.is_floating_point() else buffer.flip(0))
     file = io.BytesIO()
     torch.save(router.state_dict(), file)
     file.seek(0)

@@ -18,7 +18,8 @@ class PooledScore(Score):
     Args:
         num_routes: R.
         channels: C of the items [T, C, H, W]; H and W are free.
-        bound: logits are kept within plus and minus this, smoothly (``bound * tanh(logits / bound)``); 0 is no bound.
+        bound: logits become ``logits / (1 + |logits| / bound)``, within plus and minus this; 0 is no bound. Order and
+            gradient survive far outside, where a tanh is flat and ties.
 
     Raises:
         OptionError: a number is not allowed.
@@ -67,11 +68,11 @@ class SmallConvScore(Score):
 
 
 def bounded(logits: Tensor, bound: float) -> Tensor:
-    """Logits squeezed into (-bound, bound), in float32 or wider; as they are where ``bound`` is 0."""
+    """Logits squeezed to between -bound and bound, in float32 or wider; as they are where ``bound`` is 0."""
     if not bound:
         return logits
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return bound * torch.tanh(wide / bound)
+    return wide / (1 + wide.abs() / bound)
 
 
 def check_images(x: Tensor, channels: int) -> None:
