@@ -128,14 +128,20 @@ def test_layers_by_numbers_and_ranges():
         layer_numbers("5-2")
 
 
-@pytest.mark.parametrize("verb", ["merge", "prune"])
-def test_an_interruption_says_what_is_left(verb, coterie, tiny, statistics, tmp_path, monkeypatch):
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        ("merge", ["-e", 8, "--statistics"]),
+        ("prune", ["-e", 8, "--statistics"]),
+        ("compress", ["--rank", 4, "--statistics"]),
+        ("quantize", ["--bits", "int4", "--statistics"]),
+        ("export", ["--format", "native"]),
+    ],
+)
+def test_an_interruption_says_what_is_left(verb, options, coterie, tiny, statistics, tmp_path, monkeypatch):
     monkeypatch.setattr(import_module("coterie.surgery.rewrite"), "check_written", interrupted)
     out = tmp_path / "out"
-    command = [verb, tiny, "-e", 8, "--statistics", statistics, "--out", out]
+    command = [verb, tiny, *options, *[statistics] * ("--statistics" in options), "--out", out]
     done = coterie(*command)
     assert done.exit_code == 130
     assert not out.exists()
@@ -145,3 +151,17 @@ def test_an_interruption_says_what_is_left(verb, coterie, tiny, statistics, tmp_
     assert coterie(*command, "--resume").exit_code == 0
     assert out.exists()
     assert not (tmp_path / "out.part").exists()
+
+
+@pytest.mark.parametrize(("verb", "options"), [("prune", ["-e", 8]), ("quantize", [])])
+def test_an_interruption_after_the_model_is_whole_says_so(verb, options, coterie, tiny, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module(f"coterie.jobs.shrinking.{verb}"), "surgery_report", interrupted)
+    out = tmp_path / "out"
+    done = coterie(verb, tiny, *options, "--text", text, "--out", out)
+    assert done.exit_code == 130
+    assert f"{out} is whole" in done.stderr
+    assert coterie("run", out, "the otter", "-n", 1, "--quiet").exit_code == 0
+
+
+def interrupted(*args, **kwargs):
+    raise KeyboardInterrupt

@@ -19,10 +19,10 @@ from coterie.cli.surgery_options import (
     Out,
     Report,
     Resume,
-    Shown,
     SkipLayers,
     Statistics,
     Text,
+    at_work,
     conclude,
     layer_numbers,
 )
@@ -78,21 +78,17 @@ def compress(
 
     Fewer bytes and fewer operations for a token. Without a text all inputs count alike; with one, what is heard counts.
     """
-    from coterie.cli.progress import Progress
-    from coterie.jobs.output import check_output
     from coterie.jobs.shrinking.compress import compress as make
 
-    if report is not None:
-        check_output(report)
     check_distillation(distill_steps, distill_text, text)
-    with Progress(as_json) as progress:
+    with at_work(out, as_json, report) as told:
         made = make(
             model, out, rank=rank, size=size, keep=keep, unit=unit, score=score, merge_first=merge_first,
             statistics=statistics, texts=text or (), memory=memory, skip_layers=layer_numbers(skip_layers),
-            revision=revision, resume=resume, say=progress.say, show=Shown(as_json),
+            revision=revision, resume=resume, say=told.say, show=told.show,
         )  # fmt: skip
         taught = recovered(
             out, model, distill_steps, distill_text or text, distill_rate, memory=memory, revision=revision,
-            say=progress.say,
+            say=told.say,
         )  # fmt: skip
     conclude(made, model, out, report=report, as_json=as_json, taught=taught)

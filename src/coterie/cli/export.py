@@ -10,7 +10,7 @@ import typer
 
 from coterie.cli.run import Json, Model, Revision
 from coterie.cli.shell import one_sentence
-from coterie.cli.surgery_options import Resume
+from coterie.cli.surgery_options import Resume, at_work
 
 
 @one_sentence
@@ -35,11 +35,10 @@ def export(
     A merged model becomes native by giving every route a copy of its expert: the size of the original, for plain
     transformers and vLLM.
     """
-    from coterie.cli.progress import Progress
     from coterie.jobs.finishing.export import export as make
 
-    with Progress(as_json) as progress:
-        made = make(model, out, format, revision=revision, resume=resume, say=progress.say)
+    with at_work(out, as_json) as told:
+        made = make(model, out, format, revision=revision, resume=resume, say=told.say)
     if as_json:
         typer.echo(json.dumps({"model": model, **made.as_record()}))
     else:

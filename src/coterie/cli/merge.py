@@ -21,14 +21,13 @@ from coterie.cli.surgery_options import (
     Out,
     Report,
     Resume,
-    Shown,
     SkipLayers,
     Statistics,
     Text,
+    at_work,
     conclude,
     given,
     layer_numbers,
-    resumable,
 )
 
 HOW = "How, in place of what the method says"
@@ -110,25 +109,21 @@ def merge(
     Prints first how much is there twice: where little is, merging costs much. Gates keep all their rows by default, so
     that tokens go where they went. Compare with coterie prune.
     """
-    from coterie.cli.progress import Progress
-    from coterie.jobs.output import check_output
     from coterie.jobs.shrinking.merge import merge as make
 
     options = given(
         dominant=dominant, group=group, align=align, reference=reference, weigh=weigh, router=router,
         uniform=uniform, capacity=capacity, seed=seed,
     )  # fmt: skip
-    if report is not None:
-        check_output(report)
     check_distillation(distill_steps, distill_text, text)
-    with Progress(as_json) as progress, resumable(out):
+    with at_work(out, as_json, report) as told:
         made = make(
             model, out, experts, method=method, statistics=statistics, texts=text or (), memory=memory,
             skip_layers=layer_numbers(skip_layers), container=container,  # type: ignore[arg-type]
-            revision=revision, resume=resume, say=progress.say, show=Shown(as_json), **options,
+            revision=revision, resume=resume, say=told.say, show=told.show, **options,
         )  # fmt: skip
         taught = recovered(
             out, model, distill_steps, distill_text or text, distill_rate, memory=memory, revision=revision,
-            say=progress.say,
+            say=told.say,
         )  # fmt: skip
     conclude(made, model, out, report=report, as_json=as_json, taught=taught)

@@ -21,14 +21,13 @@ from coterie.cli.surgery_options import (
     Out,
     Report,
     Resume,
-    Shown,
     SkipLayers,
     Statistics,
     Text,
+    at_work,
     conclude,
     given,
     layer_numbers,
-    resumable,
 )
 
 
@@ -69,22 +68,18 @@ def prune(
 
     The result loads in plain transformers where every layer has as many. Compare with coterie merge.
     """
-    from coterie.cli.progress import Progress
-    from coterie.jobs.output import check_output
     from coterie.jobs.shrinking.prune import prune as make
 
-    if report is not None:
-        check_output(report)
     check_distillation(distill_steps, distill_text, text)
-    with Progress(as_json) as progress, resumable(out):
+    with at_work(out, as_json, report) as told:
         made = make(
             model, out, experts, method=method, statistics=statistics, texts=text or (), memory=memory,
             skip_layers=layer_numbers(skip_layers), container=container,  # type: ignore[arg-type]
-            revision=revision, resume=resume, say=progress.say, show=Shown(as_json), uniform=uniform,
+            revision=revision, resume=resume, say=told.say, show=told.show, uniform=uniform,
             **given(limit=limit, seed=seed),
         )  # fmt: skip
         taught = recovered(
             out, model, distill_steps, distill_text or text, distill_rate, memory=memory, revision=revision,
-            say=progress.say,
+            say=told.say,
         )  # fmt: skip
     conclude(made, model, out, report=report, as_json=as_json, taught=taught)

@@ -12,10 +12,10 @@ from coterie.cli.surgery_options import (
     Out,
     Report,
     Resume,
-    Shown,
     SkipLayers,
     Statistics,
     Text,
+    at_work,
     conclude,
     layer_numbers,
 )
@@ -50,16 +50,12 @@ def quantize(
 
     Smaller files, and smaller experts for coterie run --memory. Without a text all experts and inputs count alike.
     """
-    from coterie.cli.progress import Progress
-    from coterie.jobs.output import check_output
     from coterie.jobs.shrinking.quantize import quantize as make
 
-    if report is not None:
-        check_output(report)
-    with Progress(as_json) as progress:
+    with at_work(out, as_json, report) as told:
         made = make(
             model, out, bits, average_bits=average_bits, group=group, statistics=statistics, texts=text or (),
             memory=memory, skip_layers=layer_numbers(skip_layers), revision=revision, resume=resume,
-            say=progress.say, show=Shown(as_json),
+            say=told.say, show=told.show,
         )  # fmt: skip
     conclude(made, model, out, report=report, as_json=as_json)

@@ -10,7 +10,7 @@ import typer
 
 from coterie.cli.run import Json, Memory, Revision
 from coterie.cli.shell import one_sentence
-from coterie.cli.surgery_options import CALIBRATION, Out, Report, Resume, Shown, Statistics, Text
+from coterie.cli.surgery_options import CALIBRATION, Out, Report, Resume, Shown, Statistics, Text, at_work
 from coterie.cli.trace import domains_of
 
 CUT = "Who gets which channels"
@@ -114,22 +114,17 @@ def split(
     [bold]coterie split MODEL --domain code=a.py --domain prose=b.txt --density 0.5 --out DIR[/bold] makes an expert for
     each domain (Read-ME).
     """
-    from coterie.cli.progress import Progress
-
     if export_domain is not None:
         _export(model, out, export_domain, channels, revision, resume, as_json)
         return
     from coterie.jobs.growing.split import split as make
-    from coterie.jobs.output import check_output
 
-    if report is not None:
-        check_output(report)
-    with Progress(as_json) as progress:
+    with at_work(out, as_json, report) as told:
         made = make(
             model, out, experts, k=k, way=by, shared=shared, density=density, permanent=permanent, router=router,
             sharpness=sharpness, scale=scale, seed=seed, channels=channels,  # type: ignore[arg-type]
             statistics=statistics, texts=text or (), domains=domains_of(domain or []), memory=memory, family=family,
-            revision=revision, resume=resume, say=progress.say, show=Shown(as_json),
+            revision=revision, resume=resume, say=told.say, show=told.show,
         )  # fmt: skip
     if report is not None:
         made.write_page(report)
@@ -148,15 +143,14 @@ def _next(made: Any, out: Path) -> str:
 def _export(
     model: str, out: Path, expert: str, channels: Path | None, revision: str | None, resume: bool, as_json: bool
 ) -> None:
-    from coterie.cli.progress import Progress
     from coterie.errors import OptionError
     from coterie.jobs.growing.split import export_expert
     from coterie.jobs.growing.split_sheet import kept_sheet
 
     if channels is None:
         raise OptionError("Say of which split: --channels DIR, the directory that coterie split made.")
-    with Progress(as_json) as progress:
-        made = export_expert(model, out, expert, channels, revision=revision, resume=resume, say=progress.say)
+    with at_work(out, as_json) as told:
+        made = export_expert(model, out, expert, channels, revision=revision, resume=resume, say=told.say)
     if as_json:
         typer.echo(json.dumps({"model": model, "expert": expert, **made.as_record()}))
         return

@@ -1,13 +1,13 @@
-"""Options that verbs of surgery share, and the shape of what they print."""
+"""Options that verbs of surgery share, what they say while they work, and the shape of what they print."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -91,17 +91,42 @@ class Shown:
         show(sheet)
 
 
+class Told(NamedTuple):
+    """What a verb's work is given to speak with: what is being done, and sheets for people."""
+
+    say: Callable[[str], None]
+    show: Callable[[Sheet], None]
+
+
+@contextmanager
+def at_work(out: Path, as_json: bool, report: Path | None = None) -> Iterator[Told]:
+    """While a verb works on ``out``: refuses a page that could not be written, and says what an interruption leaves.
+
+    Raises:
+        OptionError: ``report`` cannot be written.
+    """
+    from coterie.cli.progress import Progress
+    from coterie.jobs.output import check_output
+
+    if report is not None:
+        check_output(report)
+    with Progress(as_json) as progress, resumable(out):
+        yield Told(progress.say, Shown(as_json))
+
+
 @contextmanager
 def resumable(out: Path) -> Iterator[None]:
     """An interruption that leaves finished files behind says where they are, and how to go on."""
+    part, before = out.with_name(f"{out.name}.part"), out.exists()
     try:
         yield
     except KeyboardInterrupt:
-        part = out.with_name(f"{out.name}.part")
         if part.exists():
             stop(
                 f"Interrupted. What is whole lies in {part}. Go on by --resume, or remove it: rm -r {part}", INTERRUPTED
             )
+        if out.exists() and not before:
+            stop(f"Interrupted, but {out} is whole: only what was to follow was not done.", INTERRUPTED)
         raise
 
 

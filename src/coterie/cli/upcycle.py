@@ -9,7 +9,7 @@ import typer
 
 from coterie.cli.run import Json, Memory, Revision
 from coterie.cli.shell import one_sentence
-from coterie.cli.surgery_options import Container, Out, Report, Resume, Shown, conclude
+from coterie.cli.surgery_options import Container, Out, Report, Resume, at_work, conclude
 
 if TYPE_CHECKING:
     from coterie.jobs.growing.upcycle_plan import UpcyclePlan
@@ -81,17 +81,13 @@ def upcycle(
 
     [bold]coterie upcycle MIXTURE --add DENSE --prompt "def main():" --out DIR[/bold] adds an expert.
     """
-    from coterie.cli.progress import Progress
     from coterie.jobs.growing.add_expert import add_expert
     from coterie.jobs.growing.upcycle import upcycle as make
-    from coterie.jobs.output import check_output
 
-    if report is not None:
-        check_output(report)
-    with Progress(as_json) as progress:
+    with at_work(out, as_json, report) as told:
         common: dict[str, Any] = {
-            "texts": text or (), "memory": memory, "revision": revision, "resume": resume, "say": progress.say,
-            "show": Shown(as_json),
+            "texts": text or (), "memory": memory, "revision": revision, "resume": resume, "say": told.say,
+            "show": told.show,
         }  # fmt: skip
         if add is not None:
             _refuse({"--experts": experts, "--expert": expert, "--gates": gates, "--k": k, "--family": family}, "--add")

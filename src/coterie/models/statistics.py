@@ -229,4 +229,3 @@ class Statistics:
         from coterie.models.statistics_file import read
 
         return read(Path(path))
-
