@@ -13,6 +13,7 @@ from coterie.routers import Router, Score, Weigh
 from coterie.routers.score import LinearScore, PooledScore, ResidualScore, SmallConvScore
 from coterie.routers.select import TopK
 from coterie.routers.weigh import Raw, StraightThrough
+from coterie.routing import RouteContext
 from coterie.testing import ROUTER_CHECKS, RouterCase
 from coterie.testing.router_rules import softmax_rule, unit_rule
 
@@ -33,8 +34,10 @@ def settle(router: Router) -> None:
             nn.init.uniform_(module.bias, -0.5, 0.5)
     head = router.score.head
     assert isinstance(head, nn.Linear)
-    nn.init.normal_(head.weight, std=0.5 if deep else 4.0)
-    nn.init.normal_(head.bias, std=0.1)
+    nn.init.normal_(head.weight, std=1.5 if deep else 4.0)
+    nn.init.zeros_(head.bias)
+    with torch.no_grad():  # what all images have in common would send them all one way
+        head.bias -= router.score(torch.randn(30, router.score.channels, 8, 8), RouteContext())[0].mean(0)
 
 
 OF_IMAGES: dict[str, Any] = {"k": 1, "most": E, "scope": "image"}
@@ -64,7 +67,7 @@ ROWS = [
     ),
     RouterCase(
         "residual, selected and bounded",
-        lambda: image_router(ResidualScore(E, 2, depth=14, width=2, bound=5.0), StraightThrough("selected")),
+        lambda: image_router(ResidualScore(E, 2, depth=14, width=3, bound=5.0), StraightThrough("selected")),
         unit_rule(), shape=(2, 9, 7), settle=settle, **OF_IMAGES,
     ),
     RouterCase(
