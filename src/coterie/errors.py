@@ -11,6 +11,7 @@
     ├── StoreError            the store was closed, a deadline passed, a read failed
     ├── TrainingError         a loss that is not a number
     ├── AttackError           an attack that cannot work on this model, so that it would look robust
+    │   └── NoGradientError   because its gradient is zero everywhere
     └── MissingExtraError     an optional dependency is not installed
 
 `assert` is for our own invariants; these are for everybody else. The command line prints the text
@@ -72,6 +73,10 @@ class TrainingError(CoterieError, RuntimeError):
 
 class AttackError(CoterieError, RuntimeError):
     """An attack cannot work here: its gradient is not finite, or zero. Accuracy under it would mean nothing."""
+
+
+class NoGradientError(AttackError):
+    """The gradient is zero for every image: the attack would stand still. Another one may work."""
 
 
 class MissingExtraError(CoterieError, ImportError):

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from coterie.errors import AttackError, OptionError
+from coterie.errors import AttackError, NoGradientError, OptionError
 from coterie.ops.draw import fold, uniform, word_of
 from coterie.routing import RouteContext
 from coterie.training.adversarial.aims import FROM_CLEAN, ROUTERS_ALONE, Aim, Target, needs_router, rank_of, value_of
@@ -256,7 +256,7 @@ def _check_gradient(gradient: Tensor, aim: Aim, step: int) -> Tensor:
         )
     if float(peak.max()) == 0:
         hint = "Try the aim 'margin', which does not saturate." if aim in ("ce", "kl") else "Is the model's input used?"
-        raise AttackError(
+        raise NoGradientError(
             f"The gradient of {aim!r} is zero for all {len(peak)} images at step {step}: the attack would stand still "
             f"and the model look robust. {hint}"
         )
