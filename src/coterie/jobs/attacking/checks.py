@@ -171,5 +171,11 @@ def _too_many(count: int, images: int, allowed: float) -> bool:
     """Whether ``count`` of ``images`` is more than a share of ``allowed`` would bring about by accident."""
     if count <= allowed * images:
         return False
-    fewer = sum(math.comb(images, k) * allowed**k * (1 - allowed) ** (images - k) for k in range(count))
+    fewer = math.fsum(math.exp(_log_chance(k, images, allowed)) for k in range(count))
     return 1 - fewer < _ACCIDENT
+
+
+def _log_chance(k: int, n: int, p: float) -> float:
+    """Of exactly ``k`` in ``n``, each by itself with chance ``p``."""
+    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return ways + k * math.log(p) + (n - k) * math.log1p(-p)
