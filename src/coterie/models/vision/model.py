@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from coterie.errors import OptionError, RoutingError
 from coterie.experts import ConvExperts
@@ -120,9 +122,9 @@ class VisionModel(nn.Module):
     def router_modules(self) -> list[nn.Module]:
         """What decides: one router, or one per routed step; empty of a dense network."""
         if self.planner is not None:
-            return [self.planner.router]  # type: ignore[list-item]
+            return [cast(nn.Module, self.planner.router)]
         sites = (module for module in self.network.modules() if isinstance(module, Site))
-        return [site.router for site in sites if isinstance(site.router, nn.Module)]
+        return [cast(nn.Module, site.router) for site in sites if site.router is not None]
 
     def router_parameters(self) -> list[nn.Parameter]:
         """Those of what decides."""
@@ -159,7 +161,7 @@ class VisionModel(nn.Module):
         plan = ctx.plan
         if plan is None:
             assert self.planner is not None
-            plan = self.planner.plan(x, ctx)
+            plan = self.planner.plan(self.seen_by_router(x), ctx)
         for routing in {id(plan[site]): plan[site] for site in self.sites}.values():
             if routing.num_items != len(x) or not sections_of(routing).each_once:
                 raise RoutingError(
@@ -167,6 +169,11 @@ class VisionModel(nn.Module):
                     "images: every image needs one expert at every site, and no mask."
                 )
         return plan
+
+    def seen_by_router(self, x: Tensor) -> Tensor:
+        """Normalised images as the image router gets them: averaged down where they are large."""
+        size = self.spec.seen_size
+        return x if size == self.spec.image_size else F.adaptive_avg_pool2d(x, size)
 
     def _followed(self, x: Tensor, plan: RoutePlan) -> Tensor:
         routings = [plan[site] for site in self.sites]

@@ -41,6 +41,8 @@ class VisionSpec:
         norm: batch norms of routed convolutions, one for each expert or one for all.
         router: who looks at the image, where ``placement`` is "image".
         router_width: channels of the first stage of a residual router; "small" has one size.
+        router_size: pixels that the images are averaged down to for the router; None: as they are up to 64, a quarter of
+            that beyond, where a router of small pictures would cost more than the network.
         placement: "image": one decision for the whole network; "layer": one per routed step, from the pooled input.
         gate: where the router's gradient comes from: "softmax" (straight-through, all logits), "selected"
             (straight-through, the chosen logit alone) or "prob" (outputs are scaled by the chosen probability).
@@ -62,6 +64,7 @@ class VisionSpec:
     norm: Norm = "per_expert"
     router: ImageRouter = "resnet20"
     router_width: int = 16
+    router_size: int | None = None
     placement: Placement = "image"
     gate: Gate = "softmax"
     stem: Stem = "auto"
@@ -75,6 +78,8 @@ class VisionSpec:
             _check_word(name, getattr(self, name), words)
         for name, least in (("classes", 2), ("channels", 1), ("image_size", 1), ("experts", 0), ("router_width", 1)):
             _check_whole(name, getattr(self, name), least)
+        if self.router_size is not None:
+            _check_whole("router_size", self.router_size, 4)
         _check_share("ratio", self.ratio, most=1.0)
         _check_share("width", self.width, most=math.inf)
         self._check_normalisation()
@@ -91,6 +96,13 @@ class VisionSpec:
         if self.architecture in ("vgg16", "small"):
             return False
         return self.stem == "imagenet" or (self.stem == "auto" and self.image_size > _CIFAR_LIMIT)
+
+    @property
+    def seen_size(self) -> int:
+        """Pixels of the side of what the router looks at."""
+        if self.router_size is not None:
+            return self.router_size
+        return self.image_size if self.image_size <= _CIFAR_LIMIT else self.image_size // 4
 
     def scaled(self, channels: int) -> int:
         """Channels of one expert, or of the dense network, where the published dense network has ``channels``."""
@@ -128,6 +140,8 @@ class VisionSpec:
             raise OptionError(f"std must be above 0, found {min(self.std):g}: images are divided by it.")
 
     def _check_size(self) -> None:
+        if self.seen_size > self.image_size:
+            raise OptionError(f"router_size={self.router_size} is more than image_size={self.image_size}. Give less.")
         least = 32 if self.large_stem else {"vgg16": 16, "small": 2}.get(self.architecture, 4)
         if self.routed and self.placement == "image":
             least = max(least, 4)

@@ -31,15 +31,17 @@ class Steps:
 
     Args:
         spec: of the network.
+        pathway: make one expert's pathway instead, as a plain network: what one image meets.
     """
 
-    def __init__(self, spec: VisionSpec) -> None:
+    def __init__(self, spec: VisionSpec, *, pathway: bool = False) -> None:
         self.spec = spec
+        self.routed = spec.routed and not pathway
         self.scaled, self.unscaled = spec.scaled, spec.unscaled
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1, kind: Kind = "routed") -> nn.Module:
         """A convolution without bias that keeps the size but for the stride."""
-        if kind == "routed" and self.spec.routed:
+        if kind == "routed" and self.routed:
             return ConvExperts(inputs, outputs, self.spec.experts, kernel, stride, kernel // 2)
         return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
 
@@ -56,7 +58,7 @@ class Steps:
         return Site(self.spec.experts, None if self.spec.placement == "image" else layer_router(self.spec, channels))
 
     def _has_routes(self, kind: Kind) -> bool:
-        return self.spec.routed and (kind == "routed" or (kind == "behind" and self.spec.placement == "image"))
+        return self.routed and (kind == "routed" or (kind == "behind" and self.spec.placement == "image"))
 
 
 def run(part: nn.Module, x: Tensor, routing: Routing | None) -> Tensor:

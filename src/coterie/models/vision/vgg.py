@@ -19,7 +19,8 @@ class VGG16(nn.Module):
 
     def __init__(self, steps: Steps) -> None:
         super().__init__()
-        width, convs = steps.spec.channels, []
+        width = steps.spec.channels
+        convs: list[nn.Module] = []
         for stage in _STAGES:
             for channels in stage:
                 outputs = steps.scaled(channels)
