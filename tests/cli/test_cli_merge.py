@@ -165,3 +165,33 @@ def test_an_interruption_after_the_model_is_whole_says_so(verb, options, coterie
 
 def interrupted(*args, **kwargs):
     raise KeyboardInterrupt
+
+
+def test_the_mean_of_models(coterie, tiny, tmp_path):
+    out = tmp_path / "out"
+    done = coterie("merge", tiny, "--with", f"{tiny}=3", "--weight", 1, "--out", out)
+    assert done.exit_code == 0, done.stderr
+    assert "0.75" in done.stdout
+    assert f"Written to {out} (native). Try it: coterie run {out}" in done.stdout
+    assert "Model soups" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--with", "MODEL=much"), "'much' is no number"),
+        (("--with", "=2"), "names no model"),
+        (("--with", "MODEL", "--with", "MODEL=2"), "is there twice"),
+        (("--with", "MODEL=-1"), "The weights sum to 0"),
+        (("--with", "MODEL", "--experts", 4), "--experts does not go with --with"),
+        (("--weight", 2, "--experts", 4), "--weight does not go with"),
+        (("--with", "nowhere"), "nowhere"),
+        ((), "Say how many experts"),
+    ],
+)
+def test_a_mean_that_cannot_be(coterie, tiny, tmp_path, options, said):
+    typed = [str(option).replace("MODEL", str(tiny)) for option in options]
+    done = coterie("merge", tiny, *typed, "--out", tmp_path / "out")
+    assert done.exit_code in (2, 3), done.stderr
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -153,3 +153,13 @@ def conclude(
 def given(**options: Any) -> dict[str, Any]:
     """The options that were typed."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def refuse(options: dict[str, Any], where: str) -> None:
+    """Refuse options that were typed and that another one leaves nothing to do for.
+
+    Raises:
+        OptionError: says which.
+    """
+    if typed := [name for name, value in options.items() if value]:
+        raise OptionError(f"{', '.join(typed)} does not go with {where}. Leave it out.")

@@ -9,7 +9,7 @@ import typer
 
 from coterie.cli.run import Json, Memory, Revision
 from coterie.cli.shell import one_sentence
-from coterie.cli.surgery_options import Container, Out, Report, Resume, at_work, conclude
+from coterie.cli.surgery_options import Container, Out, Report, Resume, at_work, conclude, refuse
 
 if TYPE_CHECKING:
     from coterie.jobs.growing.upcycle_plan import UpcyclePlan
@@ -90,13 +90,13 @@ def upcycle(
             "show": told.show,
         }  # fmt: skip
         if add is not None:
-            _refuse({"--experts": experts, "--expert": expert, "--gates": gates, "--k": k, "--family": family}, "--add")
+            refuse({"--experts": experts, "--expert": expert, "--gates": gates, "--k": k, "--family": family}, "--add")
             made = add_expert(
                 model, add, out, prompts=_texts(prompt), negative=_texts(negative),
                 container=container, **common,  # type: ignore[arg-type]
             )  # fmt: skip
         else:
-            _refuse({"--negative": negative}, "another task than --add")
+            refuse({"--negative": negative}, "another task than --add")
             plan = _plan(model, experts, noise, expert or [], prompt or [], gates, k, seed)
             made = make(plan, out, family=family, **common)
     conclude(made, model, out, report=report, as_json=as_json, hint=f"Try it: coterie run {out} --raw")
@@ -114,12 +114,12 @@ def _plan(
 
     changes = {name: value for name, value in {"k": k, "seed": seed, "gates": gates}.items() if value is not None}
     if model.endswith((".yaml", ".yml")):
-        _refuse({"--experts": experts, "--expert": names, "--prompt": prompts, "--noise": noise}, "a file")
+        refuse({"--experts": experts, "--expert": names, "--prompt": prompts, "--noise": noise}, "a file")
         return replace(read_plan(model), **changes)
     if names and experts is not None:
         raise OptionError("--experts counts copies of MODEL, --expert names other models: give one of them.")
     if experts is not None:
-        _refuse({"--prompt": prompts}, "copies, which nothing tells apart")
+        refuse({"--prompt": prompts}, "copies, which nothing tells apart")
         return replace(copies_of(model, experts, min(2, experts), noise=noise), **changes)
     if not names:
         raise OptionError("Say what the experts are: --experts 8 for copies, or --expert DIR for each model.")
@@ -151,10 +151,3 @@ def _texts(given: list[str] | None) -> list[str]:
             ) from error
         texts += [line for line in lines if line.strip()]
     return texts
-
-
-def _refuse(options: dict[str, Any], where: str) -> None:
-    from coterie.errors import OptionError
-
-    if typed := [name for name, value in options.items() if value]:
-        raise OptionError(f"{', '.join(typed)} does not go with {where}. Leave it out.")

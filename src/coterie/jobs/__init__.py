@@ -15,6 +15,7 @@ from coterie.jobs.running.budget import Budget
 from coterie.jobs.running.load import Residence, load
 from coterie.jobs.running.plan import Plan, plan
 from coterie.jobs.running.verify import Report, verify
+from coterie.jobs.shrinking.average import Averaged, average_models
 from coterie.jobs.shrinking.compress import Compressed, compress
 from coterie.jobs.shrinking.merge import Merged, merge
 from coterie.jobs.shrinking.prune import Pruned, prune
@@ -24,6 +25,7 @@ from coterie.jobs.tracing.statistics import Calibration, collect_statistics
 from coterie.jobs.tracing.usage import Usage, usage
 
 __all__ = [
+    "Averaged",
     "Budget",
     "Calibration",
     "Compressed",
@@ -43,6 +45,7 @@ __all__ = [
     "Upcycled",
     "Usage",
     "add_expert",
+    "average_models",
     "collect_statistics",
     "compress",
     "copies_of",

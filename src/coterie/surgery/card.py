@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 __all__ = ["card_text", "write_card"]
 
 _HOW = {
+    "dense": """Plain transformers loads it:
+
+```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+```""",
     "native": """Plain transformers loads it, without Coterie:
 
 ```python
@@ -56,9 +63,12 @@ or `coterie run {name} --memory 4GiB`.""",
 }
 
 
-def write_card(part: Path, checkpoint: Checkpoint, about: Method, made: Rewritten) -> None:
-    """Put the card into the directory ``part``."""
-    text = card_text(made.path.name, source_name(checkpoint), about, made)
+def write_card(
+    part: Path, checkpoint: Checkpoint, about: Method, made: Rewritten, others: Sequence[Checkpoint] = ()
+) -> None:  # fmt: skip
+    """Put the card into the directory ``part``; ``others`` are models it was made of besides."""
+    sources = [source_name(each) for each in (checkpoint, *others)]
+    text = card_text(made.path.name, sources, about, made)
     (part / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -71,7 +81,7 @@ def source_name(checkpoint: Checkpoint) -> str:
     return path.name
 
 
-def card_text(name: str, source: str, about: Method, made: Rewritten) -> str:
+def card_text(name: str, sources: Sequence[str], about: Method, made: Rewritten) -> str:
     """The card, as Markdown with the hub's table in front."""
     exactness = {
         "exact": "It computes the same function, to rounding.",
@@ -83,12 +93,17 @@ def card_text(name: str, source: str, about: Method, made: Rewritten) -> str:
         f"by {made.difference:.1e} of their spread, in float32.\n"
     )  # fmt: skip
     paper = f"\nMethod: {about.paper}.\n" if about.paper else ""
+    base = sources[0] if len(sources) == 1 else f"[{', '.join(sources)}]"
+    named = ", ".join(f"`{source}`" for source in sources)
+    library = "transformers" if made.container == "native" else "coterie"
+    tags = [*(["mixture-of-experts"] if made.after.experts else []), about.name]
+    how = _HOW[made.container if made.after.experts else "dense"]
     return (
-        f"---\nbase_model: {source}\nlibrary_name: {'transformers' if made.container == 'native' else 'coterie'}\n"
-        f"tags: [mixture-of-experts, {about.name}]\n---\n\n# {name}\n\n{about.summary} Made of `{source}` by Coterie "
+        f"---\nbase_model: {base}\nlibrary_name: {library}\n"
+        f"tags: [{', '.join(tags)}]\n---\n\n# {name}\n\n{about.summary} Made of {named} by Coterie "
         f"{__version__} (`coterie {about.name}`). **{about.mark}**: {exactness}\n{paper}\n## Size\n\n{_sizes(made)}\n"
         f"{check}{_table('Options', about.options)}{_table('Calibration', about.calibration)}"
-        f"\n## Loading\n\n{_HOW[made.container].format(name=name)}\n"
+        f"\n## Loading\n\n{how.format(name=name)}\n"
     )
 
 

@@ -81,8 +81,11 @@ class DenseLayer:
         return self.ffn.shape
 
 
-def open_dense(model: str | Path, revision: str | None = None) -> DenseCheckpoint:
+def open_dense(model: str | Path, revision: str | None = None, *, any_form: bool = False) -> DenseCheckpoint:
     """Open a dense checkpoint: a directory, or a name on the Hugging Face hub. Headers only.
+
+    Args:
+        any_form: with feed-forwards of no known form too; ``ffns`` is empty then.
 
     Raises:
         CheckpointError: missing, not a checkpoint, incomplete, damaged or contradicting itself.
@@ -108,7 +111,12 @@ def open_dense(model: str | Path, revision: str | None = None) -> DenseCheckpoin
         path, config, ranges, (), layout.dense, layout.encoded, layout.beside, quantization, compute,
         resident_bytes(body, layout.beside), seal,
     )  # fmt: skip
-    ffns = _ffns(body, opened)
+    try:
+        ffns = _ffns(body, opened)
+    except UnsupportedError:
+        if not any_form:
+            raise
+        ffns = ()
     return DenseCheckpoint(**{name: getattr(opened, name) for name in Checkpoint.__dataclass_fields__}, ffns=ffns)
 
 

@@ -165,6 +165,20 @@ class CheckpointWriter:
             flat: Any = tensor.reshape(-1).view(torch.uint8).numpy()
             file.write(memoryview(flat))
 
+    def stream(self, name: str, like: TensorRange, pieces: Iterator[Tensor]) -> None:
+        """Write a tensor of the type and shape of ``like`` from flat ``pieces``, unless it is there. Blocks.
+
+        Raises:
+            DiskFullError: there is no room left.
+        """
+        if self.has(name):
+            return
+        with self._placed(name, like.dtype, like.shape, like.nbytes) as file:
+            for piece in pieces:
+                self.held = max(self.held, piece.nbytes)
+                flat: Any = piece.view(torch.uint8).numpy()
+                file.write(memoryview(flat))
+
     def copy(self, name: str, part: TensorRange) -> None:
         """Write a tensor's bytes as they are, in pieces, unless it is there. Blocks.
 

@@ -16,11 +16,12 @@ from coterie.jobs.output import write_output
 from coterie.jobs.running.load import load
 from coterie.jobs.sheet import Facts, Sheet, Table
 from coterie.jobs.tracing.reading import open_texts
-from coterie.models.checkpoint import Checkpoint, open_checkpoint
+from coterie.models.checkpoint import Checkpoint
 from coterie.models.compat import first_inputs
 from coterie.models.prompts import Prompts
 from coterie.surgery import DenseCheckpoint, Method, Rewritten, Size
 from coterie.surgery.from_dense import mixture_host
+from coterie.surgery.opened import open_any
 from coterie.units import format_bytes
 
 __all__ = ["SurgeryReport", "perplexity", "surgery_report", "write_report"]
@@ -103,7 +104,7 @@ def surgery_report(
     """
     if not texts:
         return SurgeryReport(made, method, layers=made.layers)
-    after = open_checkpoint(made.path)
+    after = open_any(made.path)
     read = open_texts(texts, Prompts.of(before.path, None), tokens)
     pieces = [piece for text in read for piece in text.ids.split(window) if len(piece) > 1]
     if not pieces:
