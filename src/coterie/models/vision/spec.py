@@ -41,8 +41,8 @@ class VisionSpec:
         norm: batch norms of routed convolutions, one for each expert or one for all.
         router: who looks at the image, where ``placement`` is "image".
         router_width: channels of the first stage of a residual router; "small" has one size.
-        router_size: pixels that the images are averaged down to for the router; None: as they are up to 64, a quarter of
-            that beyond, where a router of small pictures would cost more than the network.
+        router_size: pixels that the images are averaged down to for the router; None: as they are up to 64, a quarter
+            of that beyond, where a router of small pictures would cost more than the network.
         placement: "image": one decision for the whole network; "layer": one per routed step, from the pooled input.
         gate: where the router's gradient comes from: "softmax" (straight-through, all logits), "selected"
             (straight-through, the chosen logit alone) or "prob" (outputs are scaled by the chosen probability).
