@@ -29,7 +29,7 @@ from coterie.surgery.writer import CheckpointWriter, refuse_existing
 
 __all__ = ["average", "shares_of"]
 
-_PIECE = 4 << 20  # numbers of one tensor in memory at once
+_PIECE = 1 << 20  # numbers of one tensor in memory at once: the sum stays in the processor's cache
 
 
 def shares_of(weights: Sequence[float], normalise: bool = True) -> tuple[float, ...]:
@@ -120,7 +120,7 @@ def _sums(
     count, dtype = math.prod(parts[0].shape), FLOATS[parts[0].dtype]
     for at in range(0, count, _PIECE):
         size = min(_PIECE, count - at)
-        total = torch.zeros(size, dtype=wide)
+        total = files.buffer("sum", wide)[:size].zero_()
         for part, share in zip(parts, shares, strict=True):
             total.add_(files.read(part, at, size), alpha=share)
         typed = total.to(dtype)
@@ -149,7 +149,7 @@ class _Files:
 
     def __init__(self) -> None:
         self._open: dict[Path, Any] = {}
-        self._buffers: dict[torch.dtype, Tensor] = {}
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> _Files:
@@ -165,9 +165,7 @@ class _Files:
             CheckpointError: the file is gone or ends too early.
         """
         dtype = FLOATS[part.dtype]
-        if dtype not in self._buffers:
-            self._buffers[dtype] = torch.empty(_PIECE, dtype=dtype)
-        piece = self._buffers[dtype][:size]
+        piece = self.buffer("piece", dtype)[:size]
         flat: Any = piece.view(torch.uint8).numpy()
         view, done = memoryview(flat), 0
         start = part.start + at * dtype.itemsize
@@ -181,6 +179,12 @@ class _Files:
         if done < len(view):
             raise CheckpointError(f"{part.path} is truncated: it ends {len(view) - done} bytes early. Copy it again.")
         return piece
+
+    def buffer(self, use: str, dtype: torch.dtype) -> Tensor:
+        """[_PIECE] numbers, the same memory for the same ``use`` and type."""
+        if (use, dtype) not in self._buffers:
+            self._buffers[use, dtype] = torch.empty(_PIECE, dtype=dtype)
+        return self._buffers[use, dtype]
 
     def _file(self, path: Path) -> Any:
         if path not in self._open:
