@@ -74,6 +74,8 @@ def test_renormalisation_of_the_family_is_the_default(norm):
 
 def test_a_factor_of_the_family_is_kept():
     model = tiny_family("deepseek_v3")
+    for site in find_sites(model):
+        site.gate.e_score_correction_bias.zero_()  # top_p has no place for another
     route(model, RouterSpec("top_p", {"p": 0.5}))
     options = config_of(model)["router"]["options"]
     assert (options["normalise"], options["scale"], options["activation"]) == ("sum", 2.5, "sigmoid")
@@ -89,6 +91,67 @@ def test_gates_experts_and_corrections_are_taken_over():
         assert site.gate.inner.score.weight is gate.weight
         assert torch.equal(site.gate.inner.select.correction, gate.e_score_correction_bias)
         assert site.experts.inner.down_proj is experts.down_proj
+
+
+def corrected_model(family="deepseek_v3", **more):
+    """A model whose corrections decide: without them other experts are chosen."""
+    model = tiny_model(family, experts=8, k=2, layers=2, n_group=1, topk_group=1, **more)
+    for number, site in enumerate(find_sites(model)):
+        with torch.no_grad():
+            draw = torch.Generator().manual_seed(number)
+            site.gate.e_score_correction_bias.copy_(5 + torch.rand(8, generator=draw))
+    return model
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        RouterSpec("top_k"), RouterSpec("sigmoid_bias"), RouterSpec("rmoe", {"keep_linear": True, "state": 4}),
+        RouterSpec("top_k", {"eval_capacity": 8.0}),
+        RouterSpec("adamoe", {"num_nulls": 0}),
+    ],
+    ids=str,
+)  # fmt: skip
+@torch.no_grad()
+def test_a_correction_goes_on_choosing(spec, prompt):
+    model = corrected_model()
+    expected = model(prompt).logits
+    without = copy.deepcopy(model)
+    for site in find_sites(without):
+        site.gate.e_score_correction_bias.zero_()
+    assert (without(prompt).logits - expected).abs().max() > 0.01 * expected.abs().max()
+    route(model, spec)
+    close(model(prompt).logits, expected)
+    route(model, RouterSpec("rmoe", {"keep_linear": True, "activation": "sigmoid", "scale": 2.5}))
+    close(model(prompt).logits, expected)
+
+
+def test_null_routes_begin_with_the_mean_correction():
+    model = corrected_model()
+    corrections = [site.gate.e_score_correction_bias.clone() for site in find_sites(model)]
+    route(model, RouterSpec("adamoe", {"num_nulls": 3, "k": 4, "min_true": 1}))
+    for site, before in zip(find_sites(model), corrections, strict=True):
+        own = site.gate.inner.select.inner.correction
+        assert torch.equal(own[:8], before)
+        torch.testing.assert_close(own[8:], before.mean().expand(3))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        RouterSpec("top_p", {"p": 0.5}), RouterSpec("adamoe", {"copied": True, "num_nulls": 8, "k": 4}),
+        RouterSpec("adamoe", {"select": "top_p"}), RouterSpec("min_p"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_correction_without_a_place_is_refused(spec, prompt):
+    model = corrected_model()
+    modules = dict(model.named_modules())
+    with pytest.raises(UnsupportedError, match=r"no place.*keep_gate=False"):
+        route(model, spec)
+    assert dict(model.named_modules()) == modules
+    route(model, spec, keep_gate=False)
+    assert torch.isfinite(model(prompt).logits).all()
 
 
 def test_gates_may_be_drawn_anew():

@@ -116,6 +116,14 @@ ROWS = [
         "rmoe beside linear", lambda: rmoe(8, 6, 2, state=4, keep_linear=True, bias=True, renormalise=False),
         softmax_rule(renormalise=False), k=2, most=6, carries=True, carry_width=4,
     ),
+    RouterCase(
+        "rmoe corrected", lambda: corrected(rmoe(8, 8, 3, state=4, activation="sigmoid", scale=2.5, corrected=True)),
+        sigmoid_rule(CORRECTION, scale=2.5), k=3, most=8, carries=True, carry_width=4,
+    ),
+    RouterCase(
+        "adamoe corrected", lambda: corrected(adamoe(8, 8, 3, num_nulls=0, activation="sigmoid", corrected=True)),
+        sigmoid_rule(CORRECTION), k=3, most=8,
+    ),
     RouterCase("smoe-dropout", lambda: smoe_dropout(8, 6, 2), softmax_after_rule(), k=2, most=6, learned=False),
     RouterCase(
         "smoe-dropout uniform", lambda: smoe_dropout(8, 6, 2, uniform=True, output_scale=6.0, orthogonal=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from coterie.layers import MoE
 from coterie.ops import switch_balance
 from coterie.routers import Router, RouteTable, Scores, adamoe, top_k, top_p
 from coterie.routers.score import LinearScore, WithNulls
-from coterie.routers.select import AtLeastTrue, GroupLimited, TopK
+from coterie.routers.select import AtLeastTrue, GroupLimited, TopK, correction_of
 from coterie.routers.weigh import Raw, Selected, TrueOnly
 from coterie.routing import RouteContext, Routing
 
@@ -280,3 +282,17 @@ def test_refusals():
     for part in (TrueOnly, lambda n: AtLeastTrue(TopK(1, 2), n)):
         with pytest.raises(OptionError, match="num_true=0"):
             part(0)
+
+
+def test_an_item_of_nulls_alone_is_mended_by_corrected_scores() -> None:
+    router = adamoe(4, 3, 1, num_nulls=2, min_true=1, activation="sigmoid", corrected=True)
+    part = correction_of(router.select)
+    assert part is not None
+    part.copy_(torch.tensor([0.0, 9.0, 0.0, 20.0, 0.0]))
+    assert set(router(torch.randn(20, 4)).expert.tolist()) == {1}
+
+
+@pytest.mark.parametrize("more", [{"select": "top_p"}, {"copied": True}, {"pinned": 1}])
+def test_a_correction_needs_nulls_that_compete_by_it(more: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="corrected=True goes with"):
+        adamoe(4, 3, 2, num_nulls=3, corrected=True, **more)

@@ -14,8 +14,10 @@ from coterie.models.attach import RouterBridge
 from coterie.models.facts import RouterFacts
 from coterie.models.find import MoESite
 from coterie.models.hypotheses import SCORES, chosen_as, same_choice
+from coterie.models.stored import RouterSpec
 from coterie.routers import Router, preset_options
 from coterie.routers.score import LinearScore
+from coterie.routers.select import correction_of
 
 # score functions that presets can weigh by
 _ACTIVATIONS = ("softmax", "sigmoid")
@@ -29,8 +31,8 @@ def linear_of(score: nn.Module) -> LinearScore | None:
     return seen
 
 
-def family_options(name: str, facts: RouterFacts, site: MoESite) -> dict[str, Any]:
-    """How the family decides, in the options that the preset ``name`` has; what is not known is left out.
+def family_options(spec: RouterSpec, facts: RouterFacts, site: MoESite) -> dict[str, Any]:
+    """How the family decides, in those options of the preset that ``spec`` does not set; what is not known is left out.
 
     Raises:
         UnsupportedError: the family weighs in a way that no preset has.
@@ -53,10 +55,27 @@ def family_options(name: str, facts: RouterFacts, site: MoESite) -> dict[str, An
     if facts.groups is not None:
         best = 2 if facts.groups.rule == "two best" else 1
         known |= {"num_groups": facts.groups.count, "keep_groups": facts.groups.kept, "best": best}
-    allowed = preset_options(name)
+    allowed, asked = preset_options(spec.name), spec.options
     if "normalise" in allowed:
         known |= _normalised(facts)
-    return {key: value for key, value in known.items() if value is not None and key in allowed}
+    if "normalise" in asked:  # a factor belongs to a way to normalise
+        known.pop("scale", None)
+    if not _corrects(spec):
+        known.pop("corrected", None)
+    return {key: value for key, value in known.items() if value is not None and key in allowed and key not in asked}
+
+
+def kept_options(spec: RouterSpec, site: MoESite) -> dict[str, Any]:
+    """What a router of ours that stands at ``site`` hands on to the one that takes its place."""
+    own = isinstance(site.gate, RouterBridge) and correction_of(site.gate.inner.select) is not None
+    return {"corrected": True} if own and _corrects(spec) and "corrected" not in spec.options else {}
+
+
+def _corrects(spec: RouterSpec) -> bool:
+    """Whether the preset can choose by corrected scores, which nulls that are placed by their logits rule out."""
+    asked = spec.options
+    placed = asked.get("select") == "top_p" or asked.get("copied") or asked.get("pinned")
+    return "corrected" in preset_options(spec.name) and not placed
 
 
 def _normalised(facts: RouterFacts) -> dict[str, Any]:
@@ -70,15 +89,16 @@ def _normalised(facts: RouterFacts) -> dict[str, Any]:
 
 
 def take_gate(router: Router, site: MoESite, block: nn.Module, facts: RouterFacts, copied: bool = False) -> None:
-    """Give the router the matrix of the gate at ``site``, and the biases it has a place for. Mutates ``router``.
+    """Give the router the matrix of the gate at ``site``, its bias and its correction. Mutates ``router``.
 
-    A float32 matrix is shared, another is copied as float32: the products are rounded to what they were.
+    A float32 matrix is shared, another is copied as float32: the products are rounded to what they were. A router that
+    scores otherwise takes nothing. Null routes begin with the experts' mean correction, at no advantage.
 
     Args:
         copied: its null routes start as copies of the experts' rows.
 
     Raises:
-        UnsupportedError: the gate is no linear map of its input.
+        UnsupportedError: the gate is no linear map of its input, or is corrected in a way the router has no place for.
     """
     score = linear_of(router.score)
     weight, bias = _linear_parts(site, block, facts)
@@ -88,15 +108,33 @@ def take_gate(router: Router, site: MoESite, block: nn.Module, facts: RouterFact
             score.bias = _shared(bias)
         if copied:
             router.score.copy_rows(score.weight, bias)  # type: ignore[operator]
+        _take_correction(router, site, block, facts)
+
+
+def _take_correction(router: Router, site: MoESite, block: nn.Module, facts: RouterFacts) -> None:
+    """What the family adds to scores for the choice alone, such as DeepSeek-V3's ``e_score_correction_bias``."""
     before = site.gate.inner.select if isinstance(site.gate, RouterBridge) else None
-    correction = _named(block, facts.correction) if before is None else getattr(before, "correction", None)
-    if correction is not None and (own := getattr(router.select, "correction", None)) is not None:
-        if before is None and not _corrects_scores(site, block, facts):
-            raise UnsupportedError(
-                f"{type(site.gate).__name__} adds its correction to the logits, where router presets add it to the "
-                "probabilities. Train new gates: route(model, spec, keep_gate=False)."
-            )
-        own.copy_(correction.detach().reshape(own.shape))
+    correction = _named(block, facts.correction) if before is None else correction_of(before)
+    if correction is None:
+        return
+    own = correction_of(router.select)
+    if own is None:
+        if correction.is_meta or not bool(correction.any()):
+            return
+        raise UnsupportedError(
+            f"{type(site.gate).__name__} chooses by its scores plus a correction of every expert, for which this "
+            "router has no place: without it, items would go elsewhere. Choose top_k, sigmoid_bias, group_limited, rmoe or "
+            "adamoe (with neither top_p nor copied nor pinned nulls), or train new gates: route(model, spec, "
+            "keep_gate=False)."
+        )
+    if before is None and not _corrects_scores(site, block, facts):
+        raise UnsupportedError(
+            f"{type(site.gate).__name__} adds its correction to the logits, where router presets add it to the "
+            "probabilities. Train new gates: route(model, spec, keep_gate=False)."
+        )
+    flat = correction.detach().flatten()
+    own.copy_(flat.mean().expand_as(own))
+    own[: min(len(own), len(flat))] = flat[: len(own)]
 
 
 def _linear_parts(site: MoESite, block: nn.Module, facts: RouterFacts) -> tuple[Tensor, Tensor | None]:

@@ -19,7 +19,7 @@ from coterie.models.compat import register_auto, routed_config_class, routed_mod
 from coterie.models.convert import experts_from
 from coterie.models.facts import RouterFacts, router_facts
 from coterie.models.find import MoESite, find_sites
-from coterie.models.gates import family_options, take_gate
+from coterie.models.gates import family_options, kept_options, take_gate
 from coterie.models.reshape import reshape
 from coterie.models.saving import saved_names, written_beside
 from coterie.models.stored import FILE, Curves, RouterSpec, Stored, check_curves, read_stored, routers_for, write_stored
@@ -46,14 +46,15 @@ def route(model: Any, spec: RouterSpec, *, keep_gate: bool = True) -> Attachment
 
     Raises:
         OptionError: an unknown preset or option, or a value that is not allowed.
-        UnsupportedError: the model does not route, or routes in a way of its own.
+        UnsupportedError: the model does not route, routes in a way of its own, or chooses by a correction that the
+            preset has no place for.
     """
     sites = tuple(find_sites(model))
     _check(model, sites)
     facts = _facts(model, sites)
-    given = family_options(spec.name, facts, sites[0]) if keep_gate and not _is_routed(model) else {}
-    if "normalise" in spec.options:  # a factor belongs to a way to normalise
-        given.pop("scale", None)
+    given = {} if not keep_gate else kept_options(spec, sites[0]) if _is_routed(model) else (
+        family_options(spec, facts, sites[0])
+    )  # fmt: skip
     kept = Stored.from_record(config_of(model), FILE) if hasattr(model.config, "coterie") else Stored(None)
     stored = replace(kept, router=RouterSpec(spec.name, {**given, **spec.options}), curves={}, base=facts.as_record())
     routers = build_routers(spec.name, _shapes(model, sites), {**given, **spec.options})

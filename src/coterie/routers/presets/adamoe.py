@@ -35,6 +35,7 @@ def adamoe(
     bias: bool = False,
     float32: bool = False,
     rounded: bool = False,
+    corrected: bool = False,
 ) -> Router:
     """The best ``k`` of E experts and ``num_nulls`` null routes, weighted by softmax (AdaMoE, arXiv 2406.13233).
 
@@ -59,14 +60,18 @@ def adamoe(
             unless a checkpoint had another.
         bias: learn a bias per true expert.
         float32: compute the logits in float32 whatever the dtype of the items.
+        corrected: choose by probability plus a correction of every route, nulls too, as in `top_k`. Not with
+            ``top_p``, nor with ``copied`` or ``pinned``, which place the nulls by their logits.
 
     Raises:
-        OptionError: ``k`` is not in 1..E + M, or an option has a value that is not named here.
+        OptionError: ``k`` is not in 1..E + M, options do not go together, or one has a value that is not named here.
     """
     if select not in ("top_k", "top_p"):
         raise OptionError(f"select={select!r} is not allowed: write 'top_k' or 'top_p'.")
     if null not in ("zero", "identity"):
         raise OptionError(f"null={null!r} is not allowed: write 'zero' or 'identity'.")
+    if corrected and (select == "top_p" or copied or pinned):
+        raise OptionError("corrected=True goes with select='top_k' alone: leave it out, or copied, pinned and top_p.")
     true = LinearScore(width, num_experts, bias=bias, dtype=torch.float32 if float32 else None)
     nulls = WithNulls(true, num_nulls, width) if num_nulls else None
     if nulls is not None and copied:
@@ -77,7 +82,7 @@ def adamoe(
         nulls.pin(pinned)
     score = true if nulls is None else nulls
     num_routes = num_experts + num_nulls
-    chooses: Select = TopK(k, num_routes) if select == "top_k" else TopP(p, num_routes, k_max=k)
+    chooses: Select = TopK(k, num_routes, corrected=corrected) if select == "top_k" else TopP(p, num_routes, k_max=k)
     if nulls is not None and copied:
         chooses = CopiesBeside(chooses, num_experts, num_nulls)
     weigh = weighing(activation, renormalise, scale, rounded)

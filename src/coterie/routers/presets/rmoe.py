@@ -34,6 +34,7 @@ def rmoe(
     bias: bool = False,
     float32: bool = False,
     rounded: bool = False,
+    corrected: bool = False,
     follow: Router | None = None,
 ) -> Router:
     """The ``k`` best experts by a recurrent state that passes from layer to layer (RMoE, arXiv 2408.06793).
@@ -54,6 +55,7 @@ def rmoe(
         activation, renormalise, scale, rounded: how the chosen are weighed, as in `top_k`: the paper's way unless a
             checkpoint had another.
         bias, float32: of the linear score.
+        corrected: choose by probability plus a correction, as in `top_k`.
         follow: the router of the layer before, whose cell is used; the first layer has none.
 
     Raises:
@@ -66,7 +68,7 @@ def rmoe(
     score: Score = recurrent
     if keep_linear:
         score = Blend(LinearScore(width, num_experts, bias=bias, dtype=torch.float32 if float32 else None), recurrent)
-    return Router(score, TopK(k, num_experts), weighing(activation, renormalise, scale, rounded))
+    return Router(score, TopK(k, num_experts, corrected=corrected), weighing(activation, renormalise, scale, rounded))
 
 
 def recurrent_of(router: Router | None) -> Recurrent | None:

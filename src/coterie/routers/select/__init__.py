@@ -8,7 +8,7 @@ from coterie.routers.select.expert_choice import ExpertChoice
 from coterie.routers.select.group_limited import GroupLimited
 from coterie.routers.select.min_p import MinP
 from coterie.routers.select.threshold import Threshold
-from coterie.routers.select.top_k import TopK
+from coterie.routers.select.top_k import TopK, correction_of
 from coterie.routers.select.top_p import TopP
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "Threshold",
     "TopK",
     "TopP",
+    "correction_of",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 from coterie.errors import OptionError
 from coterie.ops.select import top_k
 from coterie.routers.base import Scores, Select
+from coterie.routers.select.top_k import correction_of
 from coterie.routing import RouteContext
 
 
@@ -45,7 +46,9 @@ class AtLeastTrue(Select):
         taken = chosen < num_routes
         only_nulls = taken.any(1) & (chosen >= self.num_true).all(1)
         allowed = None if scores.allowed is None else scores.allowed[:, : self.num_true]
-        best = top_k(scores.logits[:, : self.num_true], 1, allowed)
+        correction = correction_of(self.inner)
+        table = scores.logits if correction is None else scores.probs + correction
+        best = top_k(table[:, : self.num_true], 1, allowed)
         mend = only_nulls[:, None] & (best < self.num_true)
         last = taken.sum(1, keepdim=True) - 1  # empty places come last
         return chosen.scatter(1, last.clamp(min=0), best.where(mend, chosen.gather(1, last.clamp(min=0))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from coterie.ops.select import check_k, top_k
 from coterie.routers.base import Scores, Select
@@ -36,3 +36,8 @@ class TopK(Select):
     def forward(self, scores: Scores, ctx: RouteContext) -> Tensor:
         table = scores.logits if self.correction is None else scores.probs + self.correction
         return top_k(table, asked_k(self.k, self.num_routes, ctx), scores.allowed)
+
+
+def correction_of(select: nn.Module) -> Tensor | None:
+    """The correction that a selection chooses by, its own or that of one inside it; None where there is none."""
+    return next((own for part in select.modules() if (own := getattr(part, "correction", None)) is not None), None)
