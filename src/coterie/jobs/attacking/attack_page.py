@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MARKS = {Verdict.PASSED: "✓", Verdict.FAILED: "✗", Verdict.WARNING: "!", Verdict.SKIPPED: "–"}
 _TERMS = (
-    ("right", "Share of the images answered right, as the attack defines it: with the route frozen where it was frozen."),
+    ("right", "Share of the images answered right, as the attack defines it: with the route frozen if it was frozen."),
     ("breaks", "Share of the images that the model as it is answers wrong, this attack alone. An image found with the "
      "route frozen counts only if it fools the free model too."),
     ("robust accuracy", "Share of the images answered right under every one of the attacks: an attacker needs one."),
@@ -104,12 +104,13 @@ def _classes_text(report: AttackReport) -> str:
 
 def _curves(report: AttackReport) -> list[str]:
     made = []
-    where = f"End to end, on {report.checked:,} of the images."
     if len(report.steps_curve) > 1:
         lines = {"loss": [(float(steps), loss) for steps, loss in report.steps_curve]}
-        made.append(section("Loss over steps of the attack", where, line_chart(lines, "steps", "mean loss")))
+        chart = line_chart(lines, "steps", "mean loss")
+        made.append(section("Loss over steps of the attack", "End to end, on all the images.", chart))
     if len(report.epsilon_curve) > 1:
         lines = {"accuracy": [(epsilon, 100 * accuracy) for epsilon, accuracy in report.epsilon_curve]}
+        where = f"Under the attack on the margin, on {report.checked:,} of the images."
         made.append(section("Accuracy over epsilon", where, line_chart(lines, "epsilon", "% right")))
     return made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coterie.jobs.attacking.checks import Verdict
-from coterie.jobs.attacking.outcome import Kind, Outcome, share
+from coterie.jobs.attacking.outcome import Kind, Outcome, share, standard_error
 from coterie.jobs.sheet import Facts, Sheet, Table
 
 if TYPE_CHECKING:
@@ -50,9 +50,10 @@ def verdict(report: AttackReport) -> str:
 
 
 def attack_table(report: AttackReport) -> Table:
-    """A row per attack."""
-    head = ["attack", "right", "± ", "breaks", "route kept", "what it is"]
-    rows = [_attack(one) for one in report.outcomes if one.kind is not Kind.CLEAN]
+    """A row per attack; those on single experts are columns of the table of experts."""
+    head = ["attack", "right", "±", "breaks", "route kept", "what it is"]
+    shown = [one for one in report.outcomes if one.kind is not Kind.CLEAN and not one.key.startswith("expert-")]
+    rows = [_attack(one) for one in shown]
     if not report.experts:
         head.pop(4)
         rows = [[*row[:4], *row[5:]] for row in rows]
@@ -60,8 +61,6 @@ def attack_table(report: AttackReport) -> Table:
 
 
 def _attack(one: Outcome) -> list[str]:
-    from coterie.jobs.attacking.outcome import standard_error
-
     error = f"{100 * standard_error(one.accuracy, len(one.correct)):.1f}"
     kept = "" if one.kept is None else percent(share(one.kept))
     return [one.label, percent(one.accuracy), error, percent(share(one.broken)), kept, one.what]
@@ -75,17 +74,17 @@ def _checks(report: AttackReport) -> Table:
 def expert_table(report: AttackReport) -> Table:
     """A row per expert, per site where each decides for itself."""
     rows = [_expert(row) for row in report.expert_rows]
-    head = ["site", "expert", "images", "share", "clean", "robust", "sent away", "all forced here"]
+    head = ["site", "expert", "images", "share", "clean", "robust", "sent away", "forced", "attacked"]
     if list(report.sites) == [""]:
         head, rows = head[1:], [row[1:] for row in rows]
     return Table("Experts", head, rows, frozenset(range(1, len(head))))
 
 
 def _expert(row: ExpertRow) -> list[str]:
-    forced = "" if row.forced is None else percent(row.forced)
+    forced = ["" if value is None else percent(value) for value in (row.forced, row.attacked)]
     return [
-        row.site, str(row.expert), f"{row.images:,}", percent(row.share), *_of(row.images, row.clean, row.robust, row.lost),
-        forced,
+        row.site, str(row.expert), f"{row.images:,}", percent(row.share),
+        *_of(row.images, row.clean, row.robust, row.lost), *forced,
     ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 __all__ = ["Check", "Verdict"]
@@ -18,11 +19,13 @@ __all__ = ["Check", "Verdict"]
 # of a ball in float32: x + e - x is not e to the last bit
 _SLACK = 1e-6
 # a loss may fall by so much between few and many steps and still count as having risen: signs of gradients overshoot
-_OVERSHOOT = 0.02
+_OVERSHOOT = 0.05
 # robust accuracy that more starts may take, in points
 _RESTARTS = 2.0
 # images without gradient, and images that only an attack without gradients breaks: shares that are allowed
 _NO_GRADIENT, _WITHOUT = 0.01, 0.002
+# images that the free model loses and that no expert loses: the attacks on single experts are too weak
+_MISSED = 0.02
 # a chance below which a count is no accident
 _ACCIDENT = 0.05
 # an expert with less than this share of a fair share is as good as unused
@@ -91,7 +94,7 @@ def gradients(without: int, images: int) -> Check:
 def loss_rises(points: Sequence[tuple[int, float]]) -> Check:
     """More steps, more loss. ``points`` are (steps, mean loss), the first of 0 steps."""
     losses = [loss for _, loss in points]
-    falls = [before - after for before, after in zip(losses, losses[1:], strict=False)]
+    falls = [before - after for before, after in pairwise(losses)]
     spread = max(losses) - losses[0]
     fine = losses[-1] > losses[0] and max(falls, default=0) <= _OVERSHOOT * max(spread, 0.0)
     text = "mean loss " + ", ".join(f"{loss:.3g} after {steps}" for steps, loss in points) + " steps"
@@ -110,19 +113,19 @@ def unbounded(left: int, images: int, epsilon: float) -> Check:
 
 def epsilon_matters(points: Sequence[tuple[float, float]], images: int) -> Check:
     """A larger ball holds the smaller one, so accuracy must not rise. ``points`` are (epsilon, accuracy)."""
-    rises = [after - before for (_, before), (_, after) in zip(points, points[1:], strict=False)]
+    rises = [after - before for (_, before), (_, after) in pairwise(points)]
     allowed = 0.01 + 1 / max(images, 1)
     text = "accuracy " + ", ".join(f"{accuracy:.1%} at {epsilon:.3g}" for epsilon, accuracy in points)
     return _judged("larger is stronger", max(rises, default=0) <= allowed, text, points=[list(p) for p in points])
 
 
-def restarts_help_little(before: int, after: int, images: int, tries: int) -> Check:
-    """Other starts find little more, or the first one was stuck. Counts are images that withstand."""
+def restarts_help_little(before: int, after: int, images: int, starts: int, more: int) -> Check:
+    """Other starts find little more, or the first were stuck. Counts are images that withstand."""
     if not before:
-        return _skipped("restarts help little", "one start breaks every image")
+        return _skipped("restarts help little", "the first start breaks every image")
     fine = not _too_many(before - after, images, _RESTARTS / 100)
-    text = f"{before} of {images} images withstand 1 start, {after} withstand {tries}"
-    return _judged("restarts help little", fine, text, before=before, after=after, images=images, starts=tries)
+    text = f"{before} of {images} images withstand {starts} start{'s' * (starts > 1)}, {after} withstand {more} more"
+    return _judged("restarts help little", fine, text, before=before, after=after, images=images, more=more)
 
 
 def search_finds_no_more(extra: int, images: int, queries: int) -> Check:
@@ -132,16 +135,25 @@ def search_finds_no_more(extra: int, images: int, queries: int) -> Check:
     return _judged("gradient-free finds no more", fine, text, extra=extra, images=images, queries=queries)
 
 
-def load(shares: Sequence[float]) -> Check:
+def routes_bound(missed: int, images: int) -> Check:
+    """Forcing each expert in turn gives the attacker more than it has, so it must break what the free model loses."""
+    fine = not _too_many(missed, images, _MISSED)
+    text = f"{missed} of {images} images withstand each expert's own attack and fall with the router free"
+    verdict = Verdict.PASSED if fine else Verdict.WARNING
+    return Check("routes in turn bound it", verdict, text, {"missed": missed, "images": images})
+
+
+def load(shares: Sequence[float], site: str = "") -> Check:
     """Several experts are used. One that has everything is a small dense network with a router in front."""
     if len(shares) < 2:
         return _skipped("experts used", "there is one expert" if shares else "the model is dense")
     busiest, idlest = max(shares), min(shares)
-    text = "clean images per expert: " + ", ".join(f"{value:.0%}" for value in shares)
-    numbers = {"shares": list(shares)}
+    where = f" at {site}" if site else ""
+    text = "images per expert: " + ", ".join(f"{value:.0%}" for value in shares) + where
+    numbers: dict[str, Any] = {"shares": list(shares), "site": site}
     if busiest == 1:
-        return Check("experts used", Verdict.WARNING, f"the router is collapsed: expert {_at(shares, 1.0)} has all "
-                     f"images, so that this is a small dense network", numbers)  # fmt: skip
+        text = f"collapsed: expert {_at(shares, 1.0)} has all images{where}, so that this is a small dense network"
+        return Check("experts used", Verdict.WARNING, text, numbers)
     if idlest < _UNUSED / len(shares):
         return Check("experts used", Verdict.WARNING, f"expert {_at(shares, idlest)} is hardly used; {text}", numbers)
     return Check("experts used", Verdict.PASSED, text, numbers)

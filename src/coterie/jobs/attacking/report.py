@@ -49,8 +49,8 @@ class AttackReport:
         outcomes: clean first, then each attack.
         checks: what was looked at before the number may be believed.
         classes, expert_rows: the tables.
-        steps_curve: (steps, mean loss); epsilon_curve: (epsilon, accuracy), both end to end on the images of the
-            checks, whose number is ``checked``.
+        steps_curve: (steps, mean loss) of the end-to-end attack on all images.
+        epsilon_curve: (epsilon, accuracy) under the attack on the margin, on the first ``checked`` images.
         examples: for the page.
         notes: what one must know to read the numbers.
         seconds: that it took.

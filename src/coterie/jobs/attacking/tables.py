@@ -39,7 +39,8 @@ class ExpertRow:
         expert, images, share: its number, its images, their share of all.
         clean, robust: share of them answered right, clean and under every attack.
         lost: share of them that the end-to-end attack sends to another expert.
-        forced: share of all clean images answered right if every one must take this expert; None where not measured.
+        forced, attacked: share of all images answered right if every one must take this expert, at every site: clean,
+            and attacked through it; None where not measured.
     """
 
     site: str
@@ -50,6 +51,7 @@ class ExpertRow:
     robust: float
     lost: float
     forced: float | None = None
+    attacked: float | None = None
 
     def as_record(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,14 +73,17 @@ def class_rows(
 
 def expert_rows(
     routes: Tensor, attacked: Tensor, sites: Sequence[str], experts: int, clean: Tensor, robust: Tensor,
-    forced: Mapping[int, float],
+    forced: Mapping[int, tuple[float, float]],
 ) -> list[ExpertRow]:  # fmt: skip
-    """A row per site and expert; ``routes`` and ``attacked [N, S]`` are those of clean and of attacked images."""
+    """A row per site and expert.
+
+    ``routes`` and ``attacked [N, S]`` are those of clean and of attacked images; ``forced`` has two shares per expert.
+    """
     rows = []
     for place, site in enumerate(sites):
         for expert in range(experts):
             own = routes[:, place] == expert
             gone = attacked[own, place] != expert
             numbers = (int(own.sum()), share(own), share(clean[own]), share(robust[own]), share(gone))
-            rows.append(ExpertRow(site, expert, *numbers, forced.get(expert)))
+            rows.append(ExpertRow(site, expert, *numbers, *forced.get(expert, (None, None))))
     return rows

@@ -1,110 +1,83 @@
-"""The model under attack, as the attacks and the checks see it: batches in, answers and routes out, nothing changed."""
+"""The model under attack, as attacks and checks see it: images in, answers and routes out, nothing changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from coterie.jobs.attacking.outcome import Answers
-from coterie.models.vision import VisionModel
 from coterie.routers import fixed_plan
-from coterie.routing import RouteContext, RoutePlan, Routing
+from coterie.routing import RouteContext, RoutePlan
+from coterie.training.adversarial import View, route_of, view
 
-__all__ = ["Victim"]
+__all__ = ["Plan", "Victim"]
 
-Plan = Callable[[Tensor], RoutePlan | None]
+Plan = Callable[[Tensor], RouteContext]
 
 
 class Victim:
-    """A `VisionModel` in evaluation mode.
+    """A classifier of images in evaluation mode, whose caller sees to the mode.
 
     Args:
-        model: is given back as it was found: see `held`.
+        model: a `coterie.models.vision.VisionModel`, or any module from images in [0, 1] to logits.
         batch: images in one forward.
     """
 
-    def __init__(self, model: VisionModel, batch: int) -> None:
+    def __init__(self, model: nn.Module, batch: int) -> None:
         self.model, self.batch = model, batch
+        self.sites: Sequence[str] = tuple(getattr(model, "sites", ()))
+        self.experts = int(getattr(model, "num_experts", 0)) if self.sites else 0
+        self.device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
-
-    @property
-    def experts(self) -> int:
-        """E; 0 of a dense model."""
-        return self.model.num_experts if self.model.sites else 0
-
-    @contextmanager
-    def held(self) -> Iterator[Victim]:
-        """In evaluation mode meanwhile; training flags are put back, module by module."""
-        flags = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            yield self
-        finally:
-            for module, flag in flags:
-                module.training = flag
-
-    def parts(self, count: int) -> list[slice]:
-        """Slices of one batch each over ``count`` images."""
-        return [slice(at, min(at + self.batch, count)) for at in range(0, count, self.batch)]
+    def parts(self, count: int) -> list[Tensor]:
+        """Numbers of the images of each batch."""
+        return list(torch.arange(count).split(self.batch))
 
     @torch.no_grad()
-    def logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[B, classes] and routes [B, S] (None of a dense model) of one batch, at the model's free choice."""
-        seen = self.model.classify(images.to(self.device))
-        return seen.logits.float().cpu(), self._routes(seen.plan)
+    def see(self, images: Tensor, ctx: RouteContext | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits [B, classes] and routes [B, S] of one batch; without routers, or with given routes, None."""
+        seen = view(self.model, images.to(self.device), ctx)
+        return seen.classes.cpu(), _routes(seen)
 
     @torch.no_grad()
     def answers(self, images: Tensor, labels: Tensor, plan: Plan | None = None) -> Answers:
-        """What is said to ``images [N, C, H, W]``; ``plan`` makes the routes of a batch, default the model's own."""
+        """What is said to ``images [N, C, H, W]``; ``plan`` gives the routes of a batch, default the model's own."""
         made = []
         for part in self.parts(len(images)):
             some = images[part].to(self.device)
-            seen = self.model.classify(some, None if plan is None else RouteContext(plan=plan(some)))
-            loss = cross_entropy(seen.logits.float(), labels[part].to(self.device), reduction="none")
-            made.append((seen.logits.argmax(-1).cpu(), loss.cpu(), self._routes(seen.plan)))
-        routes = [one[2] for one in made if one[2] is not None]
-        return Answers(
-            torch.cat([one[0] for one in made]), torch.cat([one[1] for one in made]), torch.cat(routes) if routes else None
-        )  # fmt: skip
+            logits, routes = self.see(some, None if plan is None else plan(some))
+            made.append((logits.argmax(-1), cross_entropy(logits, labels[part], reduction="none"), routes))
+        found = [one[2] for one in made if one[2] is not None]
+        predicted, loss = torch.cat([one[0] for one in made]), torch.cat([one[1] for one in made])
+        return Answers(predicted, loss, torch.cat(found) if found else None)
 
     @torch.no_grad()
-    def frozen(self, images: Tensor) -> RoutePlan | None:
-        """The routes of a clean batch, to be followed whatever becomes of it. None of a dense model."""
-        plan = self.model.decide(images.to(self.device))
-        return None if plan is None else RoutePlan(_detached(plan))
+    def frozen(self, images: Tensor) -> RouteContext:
+        """The routes of a clean batch, to be followed whatever becomes of it."""
+        plan: RoutePlan = self.model.decide(images.to(self.device))  # type: ignore[operator]
+        once = {id(routing): routing.detach() for routing in plan.sites.values()}
+        return RouteContext(plan=RoutePlan({site: once[id(routing)] for site, routing in plan.sites.items()}))
 
     def forced(self, expert: int) -> Plan:
         """Every image through this expert at every site."""
 
-        def plan(images: Tensor) -> RoutePlan:
+        def plan(images: Tensor) -> RouteContext:
             index = torch.full((len(images),), expert, device=images.device)
-            return fixed_plan(index, self.model.sites, self.experts)
+            return RouteContext(plan=fixed_plan(index, self.sites, self.experts))
 
         return plan
 
-    def sites(self, images: Tensor) -> Sequence[str]:
-        """Names of the columns of routes: "" where all sites share one, none of a dense model."""
-        plan = self.frozen(images[:1])
-        if plan is None:
+    def columns(self, routes: Tensor | None) -> Sequence[str]:
+        """Names of the columns of routes [N, S]: "" where all sites share one, none of a dense model."""
+        if routes is None:
             return ()
-        return ("",) if len({id(routing) for routing in plan.sites.values()}) == 1 else tuple(plan.sites)
-
-    def _routes(self, plan: RoutePlan | None) -> Tensor | None:
-        if plan is None:
-            return None
-        once = {id(routing): routing for routing in plan.sites.values()}
-        return torch.stack([routing.padded(1)[1][:, 0] for routing in once.values()], dim=1).cpu()
+        return ("",) if routes.shape[1] == 1 else tuple(self.sites)
 
 
-def _detached(plan: RoutePlan) -> dict[str, Routing]:
-    """Sites that share a routing go on sharing it."""
-    once = {id(routing): routing.detach() for routing in plan.sites.values()}
-    return {site: once[id(routing)] for site, routing in plan.sites.items()}
+def _routes(seen: View) -> Tensor | None:
+    if not seen.routings:
+        return None
+    return torch.stack([route_of(routing) for routing in seen.routings], dim=1).cpu()

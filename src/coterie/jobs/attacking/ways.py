@@ -1,0 +1,166 @@
+"""The attacks of a report, each a row: what is attacked, what is held still, and what it may be used for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from coterie.errors import NoGradientError
+from coterie.jobs.attacking.outcome import Answers, Kind, Outcome, share
+from coterie.jobs.attacking.threat import Threat
+from coterie.jobs.attacking.victim import Plan, Victim
+from coterie.training.adversarial import Aim, Attack, RandomSearch, perturb, search
+
+__all__ = ["QUERIES", "Scene", "Way", "outcome_of", "run_way", "ways_for"]
+
+QUERIES = 200  # of the attack without gradients
+Change = Callable[[Tensor, Tensor, Tensor, "Record"], Tensor]  # (images, labels, numbers of the images) -> attacked
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """One attack: how it is called, what it is, and how to perturb a batch and with what routes to judge it.
+
+    Attributes:
+        key, label, what, kind: as in `Outcome`.
+        change: perturbs a batch.
+        judge: the routes under which "right" is judged, from the clean batch; None is the model's own choice.
+        passes: forwards and backwards that an image costs, for the estimate of time.
+    """
+
+    key: str
+    label: str
+    what: str
+    kind: Kind
+    change: Change
+    judge: Plan | None = None
+    passes: int = 1
+
+
+@dataclass(eq=False)
+class Record:
+    """What is seen while one way runs: mean losses over steps, and where the attack stood still."""
+
+    loss: dict[int, list[Tensor]] = field(default_factory=dict)
+    still: int = 0
+
+    def watch(self, step: int, value: Tensor, peak: Tensor) -> None:
+        """Called by `perturb` before each step."""
+        self.loss.setdefault(step, []).append(value.cpu())
+
+    def curve(self) -> list[tuple[int, float]]:
+        """(steps, mean over images)."""
+        return [(step, float(torch.cat(values).mean())) for step, values in sorted(self.loss.items())]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """The images in memory, [N, C, H, W] and [N], and what the model says to them unattacked."""
+
+    victim: Victim
+    images: Tensor
+    labels: Tensor
+    clean: Answers
+
+
+def ways_for(victim: Victim, threat: Threat, *, released: bool = False) -> list[Way]:
+    """The attacks that make sense for this model, the strongest gradient attack first."""
+    steps = threat.steps * threat.restarts + 1
+    ways = [
+        Way("end-to-end", "end to end", "on the loss of the whole model", Kind.ATTACK,
+            _gradient(victim, threat, "ce"), passes=steps),
+        Way("margin", "margin", "on the lead of the right class, which does not saturate", Kind.ATTACK,
+            _gradient(victim, threat, "margin"), passes=steps),
+    ]  # fmt: skip
+    if victim.experts > 1:
+        ways += _of_routes(victim, threat, steps)
+    ways.append(
+        Way("gradient-free", "without gradient", f"{QUERIES} random squares per image", Kind.ATTACK,
+            _searching(victim, threat), passes=QUERIES // 2)
+    )  # fmt: skip
+    if released and victim.experts > 1:
+        ways.append(
+            Way("released", "released evaluation", "weakened by its term on the router: for comparison alone",
+                Kind.WEAK, _gradient(victim, threat, "released"), passes=steps)
+        )  # fmt: skip
+    return ways
+
+
+def _of_routes(victim: Victim, threat: Threat, steps: int) -> list[Way]:
+    ways = [
+        Way("router", "router alone", "pushes the image off its expert", Kind.ATTACK,
+            _gradient(victim, threat, "router"), passes=steps),
+        Way("experts", "experts alone", "route frozen: a diagnostic, the attacker owns the route", Kind.DIAGNOSTIC,
+            _gradient(victim, threat, "ce", victim.frozen), victim.frozen, steps),
+    ]  # fmt: skip
+    for expert in range(victim.experts):
+        plan = victim.forced(expert)
+        ways.append(
+            Way(f"expert-{expert}", f"expert {expert} forced", "each image through this expert", Kind.DIAGNOSTIC,
+                _gradient(victim, threat, "ce", plan), plan, steps)
+        )  # fmt: skip
+    return ways
+
+
+def run_way(way: Way, scene: Scene, say: Callable[[int], None]) -> tuple[Outcome, Tensor, Answers, Record]:
+    """Attack all images: the outcome, the attacked images [N, C, H, W], what the free model says to them.
+
+    ``say`` is told how many images are done. Raises as `coterie.training.adversarial.perturb`.
+    """
+    victim, record = scene.victim, Record()
+    found, right = torch.empty_like(scene.images), torch.empty(len(scene.labels), dtype=torch.bool)
+    for part in victim.parts(len(scene.labels)):
+        images, labels = scene.images[part].to(victim.device), scene.labels[part].to(victim.device)
+        attacked = way.change(images, labels, part, record)
+        found[part] = attacked.cpu()
+        if way.judge is not None:
+            logits, _ = victim.see(attacked, way.judge(images))
+            right[part] = logits.argmax(-1) == scene.labels[part]
+        say(int(part[-1]) + 1)
+    answers = victim.answers(found, scene.labels)
+    correct = right if way.judge is not None else answers.predicted == scene.labels
+    return outcome_of(way, scene, correct, found, answers), found, answers, record
+
+
+def outcome_of(way: Way, scene: Scene, correct: Tensor, found: Tensor, answers: Answers) -> Outcome:
+    """A row: ``correct [N]`` as the way judges, ``answers`` of the model as it is to the images that were found."""
+    kept = None
+    if answers.routes is not None and scene.clean.routes is not None:
+        kept = (answers.routes == scene.clean.routes).all(1)
+    router = None
+    if way.key == "released" and answers.routes is not None:
+        router = share(answers.routes[:, 0] == scene.labels % scene.victim.experts)
+    return Outcome(
+        way.key, way.label, way.what, way.kind, correct, answers.predicted != scene.labels, kept,
+        float((found - scene.images).abs().max()), float(found.min()), float(found.max()), router,
+    )  # fmt: skip
+
+
+def _gradient(victim: Victim, threat: Threat, aim: Aim, plan: Plan | None = None) -> Change:
+    attack = Attack(
+        threat.epsilon, threat.steps, threat.step, start="uniform", restarts=threat.restarts, aim=aim, keep="worst"
+    )
+
+    def change(images: Tensor, labels: Tensor, numbers: Tensor, record: Record) -> Tensor:
+        ctx = None if plan is None else plan(images)
+        try:
+            return perturb(
+                victim.model, images, labels, attack, seed=threat.seed, index=numbers, ctx=ctx, watch=record.watch
+            )
+        except NoGradientError:  # a finding, not an end: other attacks may see what this one does not
+            record.still += len(images)
+            return images
+
+    return change
+
+
+def _searching(victim: Victim, threat: Threat) -> Change:
+    attack = RandomSearch(threat.epsilon, QUERIES)
+
+    def change(images: Tensor, labels: Tensor, numbers: Tensor, record: Record) -> Tensor:
+        return search(victim.model, images, labels, attack, seed=threat.seed, index=numbers)
+
+    return change
