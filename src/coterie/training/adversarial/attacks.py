@@ -18,15 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from coterie.errors import AttackError, NoGradientError, OptionError
-from coterie.ops.draw import fold, uniform, word_of
 from coterie.routing import RouteContext
 from coterie.training.adversarial.aims import FROM_CLEAN, ROUTERS_ALONE, Aim, Target, needs_router, rank_of, value_of
+from coterie.training.adversarial.starts import Start, image_keys, started
 from coterie.training.adversarial.view import View, check_routed, following, held_still, view, view_routers
 
-Start = Literal["uniform", "gaussian", "none"]
 Keep = Literal["last", "worst"]
 Watch = Callable[[int, Tensor, Tensor], None]
-_GAUSSIAN = 1e-3  # standard deviation of TRADES' start
 _RELEASED_WEIGHT = 6.0
 
 
@@ -141,10 +139,10 @@ def perturb(
                 clean = sight(model, images, now)
         _check_target(attack, clean, labels)
         ascent = _Ascent(model, images, Target(clean.detach(), labels, attack.weight), attack, now, sight, watch)
-        keys = _keys(seed, images, index)
-        kept, rank = ascent.climb(_started(images, attack, keys, 0))
+        keys = image_keys("attack", seed, images, index)
+        kept, rank = ascent.climb(started(images, attack.start, attack.epsilon, keys, 0))
         for restart in range(1, attack.restarts):
-            found, found_rank = ascent.climb(_started(images, attack, keys, restart))
+            found, found_rank = ascent.climb(started(images, attack.start, attack.epsilon, keys, restart))
             worse = found_rank > rank
             kept = torch.where(worse[:, None, None, None], found, kept)
             rank = torch.maximum(rank, found_rank)
@@ -209,29 +207,6 @@ def check_images(images: Tensor, labels: Tensor) -> None:
         )
     if labels.shape != images.shape[:1]:
         raise OptionError(f"There are {len(images)} images and labels {tuple(labels.shape)}: give one label each.")
-
-
-def started_uniformly(images: Tensor, keys: Tensor, epsilon: float) -> Tensor:
-    """``images [B, C, H, W]`` plus uniform noise in the ball, within [0, 1]; ``keys [B]`` are what it is drawn of."""
-    noise = uniform(keys, images[0].numel()).view(images.shape).to(images.dtype)
-    return (images + epsilon * (2 * noise - 1)).clamp_(0, 1)
-
-
-def _keys(seed: int, images: Tensor, index: Tensor | None) -> Tensor:
-    index = torch.arange(len(images)) if index is None else index
-    return fold(fold(seed, word_of("attack")), index.to(images.device, torch.int64))  # type: ignore[return-value]
-
-
-def _started(images: Tensor, attack: Attack, keys: Tensor, restart: int) -> Tensor:
-    if attack.start == "none" and restart == 0:
-        return images
-    key: Tensor = fold(keys, restart)  # type: ignore[assignment]
-    if attack.start != "gaussian" or restart > 0:  # from the same place one would only get there again
-        return started_uniformly(images, key, attack.epsilon)
-    noise = uniform(key, images[0].numel()).view(images.shape)
-    normal = math.sqrt(2) * torch.erfinv(2 * noise - 1)
-    change = (_GAUSSIAN * normal).clamp_(-attack.epsilon, attack.epsilon).to(images.dtype)
-    return (images + change).clamp_(0, 1)
 
 
 def _check_target(attack: Attack, clean: View, labels: Tensor) -> None:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from coterie.errors import AttackError, OptionError
-from coterie.ops.draw import fold, uniform, word_of
+from coterie.ops.draw import fold, uniform
 from coterie.routing import RouteContext
 from coterie.training.adversarial.aims import wrong_by
 from coterie.training.adversarial.attacks import check_epsilon, check_images
+from coterie.training.adversarial.starts import image_keys
 from coterie.training.adversarial.view import following, held_still, view
 
 _SHRINK = (0.01, 0.05, 0.2, 0.5, 1.0)  # shares of the queries after which the area halves
@@ -58,8 +59,7 @@ def search(
         AttackError: the model's logits are no numbers.
     """
     check_images(images, labels)
-    index = torch.arange(len(images)) if index is None else index
-    keys: Tensor = fold(fold(seed, word_of("search")), index.to(images.device, torch.int64))  # type: ignore[assignment]
+    keys = image_keys("search", seed, images, index)
     low, high = (images - attack.epsilon).clamp_(0, 1), (images + attack.epsilon).clamp_(0, 1)
     with held_still(model):
         found = torch.where(_stripes(images, keys) > 0, high, low)
