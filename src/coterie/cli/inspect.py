@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from coterie.cli.run import Json, Model, Revision
 from coterie.cli.shell import one_sentence
 from coterie.errors import OptionError
 
+IMAGES = "What a convolutional network would cost (exact: nothing is computed)"
 USE = "Which experts a text uses (exact: the budget changes no route)"
 
 
@@ -44,10 +45,20 @@ def inspect(
         int | None,
         typer.Option(min=2, help="Tokens the memory is stated for, or that a text is read in. Default: 2048, or 1024."),
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", rich_help_panel=IMAGES,
+            help="Of an architecture given as MODEL, such as experts=4, ratio=0.25, router=resnet8, image_size=64.",
+        ),
+    ] = None,
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show MODEL's layers, experts, sizes and routers without loading it; with --text, which experts a text uses."""
+    """Show MODEL's layers, experts, sizes and routers without loading it; with --text, which experts a text uses.
+
+    MODEL may also be a convolutional network, or the name of its architecture: resnet18, wrn28_10, vgg16, densenet40.
+    """
     if text:
         _use(model, text, tokens, memory, report, png, context, revision, as_json)
         return
@@ -58,13 +69,25 @@ def inspect(
     from coterie.jobs.inspecting.inspect import inspect as look
 
     with Progress(as_json):
-        found = look(model, context=context, revision=revision)
+        found = look(model, context=context, revision=revision, options=dict(map(_named, option or ())))
     if as_json:
         typer.echo(json.dumps(found.as_record()))
     else:
         from coterie.cli.sheet import show
 
         show(found.sheet())
+
+
+def _named(text: str) -> tuple[str, Any]:
+    import yaml  # type: ignore[import-untyped]
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise OptionError(f"--option {text!r} is not NAME=VALUE. Write it so: --option experts=4")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise OptionError(f"--option {text!r}: the value cannot be read. Write it so: --option experts=4") from error
 
 
 def _use(

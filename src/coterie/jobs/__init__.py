@@ -10,6 +10,7 @@ from coterie.jobs.growing.upcycle import Upcycled, upcycle
 from coterie.jobs.growing.upcycle_plan import ExpertSource, UpcyclePlan, copies_of, read_plan
 from coterie.jobs.inspecting.inspect import inspect
 from coterie.jobs.inspecting.inspection import Inspection
+from coterie.jobs.inspecting.vision import VisionInspection
 from coterie.jobs.locate import locate
 from coterie.jobs.running.budget import Budget
 from coterie.jobs.running.load import Residence, load
@@ -44,6 +45,7 @@ __all__ = [
     "UpcyclePlan",
     "Upcycled",
     "Usage",
+    "VisionInspection",
     "add_expert",
     "average_models",
     "collect_statistics",

@@ -46,6 +46,8 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }  # fmt: skip
 
+VISION = "coterie_vision"  # model_type of convolutional networks of ours, which have a way of their own
+
 # families of transformers with experts that are not served, and why
 EXCLUDED: Mapping[str, str] = {
     "diffusion_gemma": "it writes by diffusion, whole blocks of text at once, not token after token.",
@@ -89,6 +91,11 @@ def check_family(config: Mapping[str, Any], where: str) -> None:
         raise CheckpointError(
             f"{where} has an unknown dtype in config.json: {asked!r}. Weights are {', '.join(_DTYPES)}: mend that "
             "line, or copy config.json again."
+        )
+    if kind == VISION:
+        raise UnsupportedError(
+            f"{where} is a network for images. Look at it with `coterie inspect {where}`, test it with `coterie attack "
+            f"{where} IMAGES`, use it with coterie.models.vision.load_vision."
         )
     if kind in EXCLUDED:
         raise UnsupportedError(f"{where} is of the family {kind!r}, which is not served: {EXCLUDED[str(kind)]}")

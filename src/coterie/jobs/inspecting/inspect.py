@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from coterie.errors import OptionError
 from coterie.experts import method_of, split_name
 from coterie.jobs.inspecting.architecture import attention_of, quantisation_of, shape_text
 from coterie.jobs.inspecting.inspection import ExpertKind, Inspection, LayerKind, Needs, Part, Storage
+from coterie.jobs.inspecting.vision import VisionInspection, inspect_vision, is_network
 from coterie.jobs.locate import locate
 from coterie.jobs.running.budget import planned_budget
 from coterie.jobs.running.load import PREFILL, blobs_of, context_of
@@ -29,18 +31,27 @@ def inspect(
     *,
     context: int | None = None,
     revision: str | None = None,
-) -> Inspection:
+    options: Mapping[str, Any] | None = None,
+) -> Inspection | VisionInspection:
     """What ``model`` is, from its config and the headers of its files; no weight is read. Blocks for seconds.
 
     Args:
-        model: a checkpoint directory, a hub name, "pocket", or an opened `Checkpoint`.
+        model: a checkpoint directory, a hub name, "pocket", or an opened `Checkpoint`; or a directory with a
+            convolutional network of ours, or the name of its architecture, such as "resnet18".
         context: tokens that the memory is stated for; default 2048 or the model's limit.
         revision: branch, tag or commit on the hub.
+        options: of a convolutional architecture, as `coterie.models.vision.VisionSpec` has them.
 
     Raises:
         CheckpointError, UnsupportedError: the checkpoint cannot be served, and why.
-        OptionError: ``context`` is more than the model's.
+        OptionError: ``context`` is more than the model's; options for a language model, or a context for another.
     """
+    if not isinstance(model, Checkpoint) and is_network(model):
+        if context is not None or revision is not None:
+            raise OptionError(f"{model} is a network for images: it has no context, and comes from no hub.")
+        return inspect_vision(model, options)
+    if options:
+        raise OptionError(f"options are for convolutional networks, and {model} is none: {', '.join(options)}.")
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(locate(model, revision))
     view = _View.of(checkpoint)
     config = view.config

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import lru_cache, partial
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -83,12 +83,12 @@ class VisionCost:
         """Multiply-accumulates of one image, router included."""
         return self.pathway + self.router
 
-    @cached_property
+    @property
     def dense(self) -> VisionCost:
         """Of the dense network that the experts are cut from."""
         return self if not self.spec.routed and self.spec.ratio == 1 else vision_cost(_without_experts(self.spec, 1.0))
 
-    @cached_property
+    @property
     def small(self) -> VisionCost:
         """Of the dense network that is as narrow as one expert."""
         return self if not self.spec.routed else vision_cost(_without_experts(self.spec, self.spec.ratio))
@@ -110,6 +110,7 @@ class VisionCost:
         }  # fmt: skip
 
 
+@lru_cache(maxsize=64)  # a dense network is asked for again by everything that is compared with it
 def vision_cost(spec: VisionSpec) -> VisionCost:
     """Count what ``spec`` costs, at any size: the networks stand on the meta device, without memory or arithmetic."""
     with torch.device("meta"):

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from coterie import __version__
 from coterie.errors import CheckpointError, OptionError
+from coterie.models.families import VISION
 from coterie.models.saving import written_beside
 from coterie.models.shards import SINGLE, read_config_json
 from coterie.models.vision.model import VisionModel
 from coterie.models.vision.spec import VisionSpec
 from coterie.ranges import TensorRange, read_header
 
-__all__ = ["MODEL_TYPE", "is_vision", "load_vision", "read_vision", "save_vision"]
+__all__ = ["is_vision", "load_vision", "read_vision", "save_vision"]
 
-MODEL_TYPE = "coterie_vision"
 _OURS = ("model_type", "coterie")  # fields of config.json beside those of the spec
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 
@@ -36,7 +36,7 @@ def save_vision(model: VisionModel, directory: str | Path) -> Path:
     target = Path(directory).expanduser()
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     check_finite(state, str(target))
-    config = {"model_type": MODEL_TYPE, "coterie": __version__, **model.spec.as_record()}
+    config = {"model_type": VISION, "coterie": __version__, **model.spec.as_record()}
     try:
         with written_beside(target) as part:
             save_file(state, part / SINGLE, metadata={"format": "pt"})
@@ -84,7 +84,7 @@ def read_vision(directory: str | Path) -> VisionSpec:
     if not is_vision(config):
         raise CheckpointError(
             f"{path} holds a model of type {config.get('model_type')!r}, not a convolutional network of ours "
-            f"({MODEL_TYPE!r}). Language models are for coterie.load and `coterie run`."
+            f"({VISION!r}). Language models are for coterie.load and `coterie run`."
         )
     try:
         return VisionSpec.from_record({name: value for name, value in config.items() if name not in _OURS})
@@ -94,7 +94,7 @@ def read_vision(directory: str | Path) -> VisionSpec:
 
 def is_vision(config: Mapping[str, Any]) -> bool:
     """Whether a parsed config.json is of a convolutional network of ours."""
-    return config.get("model_type") == MODEL_TYPE
+    return config.get("model_type") == VISION
 
 
 def check_finite(state: Mapping[str, Tensor], where: str) -> None:
