@@ -73,6 +73,7 @@ VERBS = (
     "compress",
     "quantize",
     "export",
+    "attack",
 )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from coterie import __version__
+from coterie.cli.attack import attack
 from coterie.cli.compress import compress
 from coterie.cli.doctor import doctor
 from coterie.cli.export import export
@@ -63,6 +64,7 @@ app.command()(merge)
 app.command()(export)
 app.command()(prune)
 app.command()(reproduce)
+app.command()(attack)
 app.command()(doctor)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from coterie.errors import OptionError
 from coterie.jobs.attacking import checks
 from coterie.jobs.attacking.checks import Check
 from coterie.jobs.attacking.examples import Gallery
@@ -39,6 +40,7 @@ def attack(
     art: bool = False,
     released: bool = False,
     size: int | None = None,
+    device: str = "auto",
     name: str | None = None,
     say: Say = lambda text: None,
 ) -> AttackReport:
@@ -54,6 +56,7 @@ def attack(
         art: attack with the Adversarial Robustness Toolbox too: its projected gradient and AutoAttack.
         released: also the evaluation of AdvMoE's published code, which its own loss weakens.
         size: to which pictures in files are resized.
+        device: of a model that is read; "auto" is the accelerator where there is one. A module stays where it is.
         name: of the model in what is shown; default as it was asked for.
         say: told what is being done.
 
@@ -66,7 +69,7 @@ def attack(
     began, threat = time.monotonic(), threat or Threat()
     shown = name or (type(model).__name__ if isinstance(model, nn.Module) else str(model))
     say("Opening")
-    opened = model if isinstance(model, nn.Module) else load_vision(model)
+    opened = model if isinstance(model, nn.Module) else load_vision(model).to(_device(device))
     images = data if isinstance(data, ImageData) else read_images(data, size=size)
     if isinstance(opened, VisionModel):
         spec = opened.spec
@@ -84,6 +87,15 @@ def attack(
     return replace(
         report, model=shown, about=about(opened), available=len(images), seconds=time.monotonic() - began
     )  # fmt: skip
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise OptionError(f"There is no device {name!r} here. Write cpu, or leave it out.") from error
 
 
 def _scene(victim: Victim, data: ImageData) -> Scene:
