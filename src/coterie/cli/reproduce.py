@@ -29,7 +29,12 @@ def reproduce(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each with one thread.")] = 2,
     text: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Text to learn from. Default: the sources of Python's standard library."),
+        typer.Option(
+            "--text",
+            "--data",
+            metavar="PATH",
+            help="What to learn from: text, or images for advmoe-images. Default: the sources of Python's library.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where the JSON report goes. Default: reproduce-PAPER.json.")

@@ -17,6 +17,8 @@ for _name, _module in {
     "thor": "thor",
     "thor-translation": "thor_translation",
     "mc-smoe": "mc_smoe",
+    "advmoe": "advmoe",
+    "advmoe-images": "advmoe_images",
 }.items():
     STUDIES.register(_name)(f"coterie.studies.{_module}")
 
