@@ -19,7 +19,7 @@ from coterie.jobs.attacking.outcome import Answers, Kind, Outcome, share, surviv
 from coterie.jobs.attacking.report import AttackReport
 from coterie.jobs.attacking.tables import class_rows, expert_rows
 from coterie.jobs.attacking.threat import Threat
-from coterie.jobs.attacking.trials import Trials, require_finite, steps_points, tried
+from coterie.jobs.attacking.trials import Trials, require_finite_answers, require_finite_weights, steps_points, tried
 from coterie.jobs.attacking.victim import Victim
 from coterie.jobs.attacking.ways import QUERIES, Scene, Way, run_way, ways_for
 from coterie.jobs.attacking.words import about, notes_on
@@ -69,7 +69,8 @@ def attack(
     began, threat = time.monotonic(), threat or Threat()
     shown = name or (type(model).__name__ if isinstance(model, nn.Module) else str(model))
     say("Opening")
-    opened = model if isinstance(model, nn.Module) else load_vision(model).to(_device(device))
+    where = _device(device)
+    opened = model if isinstance(model, nn.Module) else load_vision(model).to(where)
     images = data if isinstance(data, ImageData) else read_images(data, size=size)
     if isinstance(opened, VisionModel):
         spec = opened.spec
@@ -99,10 +100,11 @@ def _device(name: str) -> torch.device:
 
 
 def _scene(victim: Victim, data: ImageData) -> Scene:
+    require_finite_weights(victim.model)
     pixels, labels = data.batch(torch.arange(len(data)))
-    scene = Scene(victim, pixels, labels, victim.answers(pixels, labels))
-    require_finite(scene)
-    return scene
+    clean = victim.answers(pixels, labels)
+    require_finite_answers(clean.loss)
+    return Scene(victim, pixels, labels, clean)
 
 
 @dataclass(eq=False)

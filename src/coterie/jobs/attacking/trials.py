@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from coterie.errors import AttackError, NoGradientError
 from coterie.jobs.attacking import checks
@@ -15,7 +15,7 @@ from coterie.jobs.attacking.threat import Threat
 from coterie.jobs.attacking.ways import Record, Scene
 from coterie.training.adversarial import Aim, Attack, perturb
 
-__all__ = ["CHECKED", "Trials", "require_finite", "steps_points", "tried"]
+__all__ = ["CHECKED", "Trials", "require_finite_answers", "require_finite_weights", "steps_points", "tried"]
 
 CHECKED = 100  # images that the checks with attacks of their own look at
 _AIMS: tuple[Aim, ...] = ("ce", "margin")  # attacks on the whole model
@@ -33,24 +33,31 @@ class Trials:
     checked: int
 
 
-def require_finite(scene: Scene) -> None:
+def require_finite_weights(model: nn.Module) -> None:
     """Refuse to judge a model that holds NaN: every image would get the same answer, and no attack would move.
 
     Raises:
-        AttackError: a weight, statistic or answer is not a finite number.
+        AttackError: a weight or statistic is not a finite number.
     """
-    model = scene.victim.model
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if not bool(torch.isfinite(tensor).all()):
             raise AttackError(
                 f"{name!r} of the model holds NaN or infinity: it would answer every image alike, and look robust. "
                 "Take an earlier checkpoint, or train it anew with a lower rate."
             )
-    bad = int((~torch.isfinite(scene.clean.loss)).sum())
+
+
+def require_finite_answers(loss: Tensor) -> None:
+    """Refuse to judge a model whose ``loss [N]`` is not finite before any attack.
+
+    Raises:
+        AttackError: it is not.
+    """
+    bad = int((~torch.isfinite(loss)).sum())
     if bad:
         raise AttackError(
-            f"The loss of {bad} of {len(scene.labels)} images is no finite number before any attack. Look for "
-            "values in the model that overflow."
+            f"The loss of {bad} of {len(loss)} images is no finite number before any attack. Look for values in the "
+            "model that overflow."
         )
 
 
@@ -84,7 +91,7 @@ def tried(scene: Scene, threat: Threat, broken: Tensor, say: Callable[[str], Non
 
 
 def finite(scene: Scene) -> Check:
-    """Weights, statistics and answers; `require_finite` has let them through."""
+    """Weights, statistics and answers; `require_finite_weights` and `require_finite_answers` have let them through."""
     return checks.finite(scene.clean.loss.tolist())
 
 
