@@ -129,6 +129,7 @@ def perturb(
     Raises:
         OptionError: images outside [0, 1], labels outside the classes, or a router is attacked that is not there.
         AttackError: the gradient is no number, or zero for every image: accuracy under such an attack means nothing.
+        RoutingError: a router's scores are no numbers.
     """
     check_images(images, labels)
     with held_still(model), torch.enable_grad():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coterie.errors import AttackError, OptionError, TrainingError
+from coterie.errors import AttackError, OptionError, RoutingError, TrainingError
 from coterie.ops.draw import fold, word_of
 from coterie.training.adversarial.judge import Judged, judge, route_load
 from coterie.training.adversarial.keeping import Best, Keeper
@@ -21,6 +21,7 @@ from coterie.training.images import ImageData, check_fit, crop_and_flip, shuffle
 from coterie.training.trainer import Progress, last_checkpoint
 
 Say = Callable[[str], None]
+_FAULTS = (TrainingError, AttackError, RoutingError)  # what a model that diverged ends a step with
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class _Loop:
         sides: tuple[Side, ...] = ("experts", "router") if self.options.regime == "alternating" else ("experts",)
         try:
             return phases.step(step, {side: self._batch(side, step) for side in sides})
-        except (TrainingError, AttackError) as error:
+        except _FAULTS as error:
             raise self._stopped(step, error) from error
 
     def _batch(self, side: Side, step: int) -> Batch:
@@ -183,7 +184,7 @@ class _Loop:
                     self.keeper.save_best(step, self.model, judged)
             if epoch % self.options.save_every == 0 or done:
                 self.keeper.save(step, self.model, {"learner": self.learner.state(), "first_load": list(load)})
-        except (TrainingError, AttackError) as error:
+        except _FAULTS as error:
             raise self._stopped(step, error) from error
         return judged
 

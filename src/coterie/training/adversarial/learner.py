@@ -160,10 +160,9 @@ def _accelerator(precision: str) -> Any:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)  # one of another precision may be left in this process
-    try:
-        accelerator = Accelerator(mixed_precision=precision)
-    except ValueError as error:
-        raise OptionError(f"precision={precision!r} is not to be had here: {error}. Write 'no' or 'bf16'.") from error
+    accelerator = Accelerator(mixed_precision=precision)
+    if precision == "fp16" and torch.device(accelerator.device).type != "cuda":
+        raise OptionError("precision='fp16' needs a GPU, and there is none. Write 'bf16', or 'no'.")
     if accelerator.num_processes > 1:
         raise OptionError("Robust training runs in one process on one device. Start it without accelerate launch.")
     return accelerator

@@ -149,12 +149,12 @@ class Phases:
         images, labels = batch
         losses = self.options.losses
         with self.learner.autocast():
+            clean = None if losses.form == "pgd" else view(self.model, images, self._ctx(step))
             seen = view(self.model, perturbed, self._ctx(step))
-            if losses.form == "pgd":
+            if clean is None:
                 loss = F.cross_entropy(seen.classes, labels)
-                clean, parts = None, {"cross_entropy": loss}
+                parts = {"cross_entropy": loss}
             else:
-                clean = view(self.model, images, self._ctx(step))
                 loss, parts = _task(clean, seen, labels, losses.beta)
             if teaches_router and losses.of_router:
                 if losses.drift and clean is None:

@@ -79,14 +79,13 @@ def as_images(array: np.ndarray[Any, Any], source: str, size: int | None) -> Ten
 
 def _opened(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise OptionError(f"{path} is one array. Give 'x.npy,y.npy', or an .npz of images and labels.")
-            return {name: archive[name] for name in archive.files}
+        with path.open("rb") as file:  # np.load would leave its own open where the archive is damaged
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.ndarray):
+                return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        if isinstance(error, OptionError):
-            raise
         raise OptionError(f"{path} cannot be read as a numpy archive: {error}. Save it anew with np.savez.") from error
+    raise OptionError(f"{path} is one array. Give 'x.npy,y.npy', or an .npz of images and labels.")
 
 
 def _array(path: Path) -> np.ndarray[Any, Any]:
@@ -126,7 +125,7 @@ def _blob(blob: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any], path: Path)
 
 def _made(images: Tensor, labels: np.ndarray[Any, Any], classes: np.ndarray[Any, Any] | None, source: str) -> ImageData:
     flat = labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    if flat.ndim != 1 or not (np.issubdtype(flat.dtype, np.integer) or bool(np.equal(np.mod(flat, 1), 0).all())):
+    if flat.ndim != 1 or not _whole(flat):
         raise OptionError(
             f"{source}: labels must be [N] whole numbers from 0, found {labels.dtype} {tuple(labels.shape)}."
         )
@@ -134,6 +133,12 @@ def _made(images: Tensor, labels: np.ndarray[Any, Any], classes: np.ndarray[Any,
         raise OptionError(f"{source}: a label is {int(flat.min())}. Number the classes from 0.")
     names = _names(flat, classes)
     return ImageData(images, torch.from_numpy(flat.astype(np.int64)), names, source)
+
+
+def _whole(labels: np.ndarray[Any, Any]) -> bool:
+    if np.issubdtype(labels.dtype, np.floating):
+        return bool(np.equal(np.mod(labels, 1), 0).all())
+    return np.issubdtype(labels.dtype, np.integer)
 
 
 def _names(labels: np.ndarray[Any, Any], classes: np.ndarray[Any, Any] | None) -> tuple[str, ...]:
