@@ -62,7 +62,7 @@ def _with_art(victim: Victim, threat: Threat, classes: int, make: Any) -> Change
         if not model:
             model.append(copy.deepcopy(victim.model).eval())
         attack = make(_classifier(model[0], images, classes), threat, len(images))
-        with _seeded(threat.seed + int(numbers[0])):
+        with _seeded(threat.seed + int(numbers[0])), torch.enable_grad():
             try:
                 found = attack.generate(x=images.cpu().numpy(), y=labels.cpu().numpy())
             except (ValueError, AssertionError, IndexError) as error:
@@ -107,12 +107,16 @@ def _autoattack(classifier: Any, threat: Threat, batch: int) -> Any:
         )
         for loss in losses
     ]  # fmt: skip
-    attacks.append(
-        SquareAttack(
-            classifier, norm=np.inf, eps=threat.epsilon, max_iter=_QUERIES, p_init=0.8, nb_restarts=1,
-            batch_size=batch, verbose=False,
-        )
-    )  # fmt: skip
+    height, width = classifier.input_shape[1:]
+    # the toolbox cannot place a square as large as the image
+    share = min(0.8, (min(height, width) - 1) ** 2 / (height * width))
+    if share > 0:
+        attacks.append(
+            SquareAttack(
+                classifier, norm=np.inf, eps=threat.epsilon, max_iter=_QUERIES, p_init=share, nb_restarts=1,
+                batch_size=batch, verbose=False,
+            )
+        )  # fmt: skip
     return AutoAttack(
         classifier, norm=np.inf, eps=threat.epsilon, eps_step=2 * threat.epsilon, attacks=attacks, batch_size=batch
     )  # fmt: skip
