@@ -36,6 +36,7 @@ class FFNSite:
         ups: names of the projections that read the hidden state, in the block, as it has them.
         down: name of the projection that reads the activations.
         block: the module.
+        loose: the block has more than the feed-forward: it is the decoder layer, in which its matrices lie (OPT).
     """
 
     name: str
@@ -44,16 +45,22 @@ class FFNSite:
     ups: tuple[str, ...]
     down: str
     block: nn.Module = field(repr=False)
+    loose: bool = False
 
 
 def find_ffns(model: Any) -> list[FFNSite]:
     """The dense feed-forwards of ``model`` in order of their names' appearance, on any device; empty if none is found.
 
     A feed-forward is a module with two or three linear maps of its own: one or two from the model's width to F (or
-    one to 2F, where a gate lies in it), and one from F back. State-space mixers and attentions are none.
+    one to 2F, where a gate lies in it), and one from F back. State-space mixers and attentions are none. Matrices that
+    lie in a decoder layer itself are taken for one where there is none in a module of its own.
     """
-    width = int(text_config(model.config).hidden_size)
-    return [site for name, module in model.named_modules() if (site := _ffn(name, module, width)) is not None]
+    width = getattr(text_config(model.config), "hidden_size", None)
+    if not isinstance(width, int):
+        return []
+    found = [site for name, module in model.named_modules() if (site := _ffn(name, module, width)) is not None]
+    names = [site.name for site in found]
+    return [site for site in found if not site.loose or not any(name.startswith(f"{site.name}.") for name in names)]
 
 
 def _ffn(name: str, module: nn.Module, width: int) -> FFNSite | None:
@@ -67,8 +74,13 @@ def _ffn(name: str, module: nn.Module, width: int) -> FFNSite | None:
         wanted = {inner, 2 * inner} if len(ups) == 1 else {inner}
         if out == width and all(size[0] == width and size[1] in wanted for size in ups.values()):
             number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
-            return FFNSite(name, int(number[1]) if number else 0, inner, tuple(ups), down, module)
+            loose = any(child not in sizes and _has_matrix(part) for child, part in module.named_children())
+            return FFNSite(name, int(number[1]) if number else 0, inner, tuple(ups), down, module, loose)
     return None
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return any(tensor.dim() > 1 for tensor in module.parameters())
 
 
 def _linear(module: nn.Module) -> tuple[int, int] | None:

@@ -1,31 +1,26 @@
-"""Preset routers in a transformers model, in place, and models that keep them when they are saved and loaded."""
+"""Preset routers in a transformers model, in place."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from coterie.errors import UnsupportedError
-from coterie.experts import Aliased, Experts
-from coterie.models.attach import Attachment, attach, session_of
-from coterie.models.bridge import ExpertsBridge
-from coterie.models.compat import register_auto, routed_config_class, routed_model_class, text_config
-from coterie.models.convert import experts_from
+from coterie.models.attach import Attachment, attach
+from coterie.models.compat import routed_config_class, routed_model_class
 from coterie.models.facts import RouterFacts, router_facts
 from coterie.models.find import MoESite, find_sites
 from coterie.models.gates import family_options, kept_options, take_gate
-from coterie.models.reshape import reshape
-from coterie.models.saving import saved_names, written_beside
-from coterie.models.stored import FILE, Curves, RouterSpec, Stored, check_curves, read_stored, routers_for, write_stored
-from coterie.routers import SiteShape, build_routers
+from coterie.models.own_experts import aliased, completed, give_experts
+from coterie.models.routed_class import Routed, site_shapes
+from coterie.models.stored import FILE, Curves, RouterSpec, Stored, check_curves
+from coterie.routers import build_routers
 
-__all__ = ["RouterSpec", "config_of", "route", "set_curves"]
+__all__ = ["Routed", "RouterSpec", "aliased", "completed", "config_of", "route", "set_curves"]
 
 
 def route(model: Any, spec: RouterSpec, *, keep_gate: bool = True) -> Attachment:
@@ -57,7 +52,7 @@ def route(model: Any, spec: RouterSpec, *, keep_gate: bool = True) -> Attachment
     )  # fmt: skip
     kept = Stored.from_record(config_of(model), FILE) if hasattr(model.config, "coterie") else Stored(None)
     stored = replace(kept, router=RouterSpec(spec.name, {**given, **spec.options}), curves={}, base=facts.as_record())
-    routers = build_routers(spec.name, _shapes(model, sites), {**given, **spec.options})
+    routers = build_routers(spec.name, site_shapes(model, sites), {**given, **spec.options})
     for site, router in zip(sites, routers, strict=True):
         like = next(site.gate.parameters(), next(model.parameters()))
         router.to(like.device).train(site.gate.training)
@@ -91,85 +86,11 @@ def set_curves(model: Any, curves: Curves) -> None:
     config_of(model)["curves"] = dict(curves)
 
 
-class Routed:
-    """What a routed model does beyond its family's class: load, save, and say who its sequences are. Mixed in."""
-
-    config: Any
-
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        if (record := getattr(config, "coterie", None)) is not None:
-            stored = Stored.from_record(record, FILE)
-            if stored.experts:
-                reshape(self, stored.experts, FILE)
-            sites = tuple(find_sites(self))
-            if stored.router is not None:
-                routers = routers_for(stored.router, _shapes(self, sites), FILE, sites[0].gate)
-                by_name = {site.name: router for site, router in zip(sites, routers, strict=True)}
-                attach(self, router=lambda site, old: by_name[site.name])
-            for site in sites:  # a block's own initialisation would reach for the gate it no longer has
-                self.get_submodule(site.block_name)._is_hf_initialized = True  # type: ignore[attr-defined]
-
-    @classmethod
-    def from_pretrained(cls, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
-        """As in transformers. A directory is looked through before anything is read, and must say how it routes.
-
-        Raises:
-            CheckpointError: something is missing, or of another shape or format; says what.
-        """
-        checkpoint = None
-        if path is not None:
-            from coterie.models.checkpoint import open_checkpoint
-
-            checkpoint = open_checkpoint(path, kwargs.get("revision"))
-            path, config = checkpoint.path, checkpoint.config if config is None else config
-            config.coterie = read_stored(checkpoint.path).as_record()
-        loaded = super().from_pretrained(path, *args, config=config, **kwargs)  # type: ignore[misc]
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        _place(model)
-        _give_experts(model, _kinds(checkpoint))
-        return loaded
-
-    @classmethod
-    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
-        model = super()._from_config(config, **kwargs)  # type: ignore[misc]
-        _give_experts(model)
-        return model
-
-    def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> None:
-        """As in transformers, with coterie.json. Written beside, then moved into place."""
-        push, target = kwargs.pop("push_to_hub", False), Path(save_directory)
-        named = saved_names(self, self.state_dict() if state_dict is None else state_dict)  # type: ignore[attr-defined]
-        with written_beside(target) as part:
-            super().save_pretrained(part, *args, state_dict=named, **kwargs)  # type: ignore[misc]
-            if kwargs.get("is_main_process", True):
-                write_stored(part, Stored.from_record(self.config.coterie, FILE))
-        if push:
-            self.push_to_hub(kwargs.pop("repo_id", target.name))  # type: ignore[attr-defined]
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. The rows of a beam search are one sequence, whichever of them goes on."""
-        session = session_of(self)
-        inputs = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-        settings = kwargs.get("generation_config") or self.generation_config  # type: ignore[attr-defined]
-        beams = kwargs.get("num_beams") or settings.num_beams or 1
-        if session is None or session.sequences is not None or beams == 1 or not isinstance(inputs, Tensor):
-            return super().generate(*args, **kwargs)  # type: ignore[misc]
-        session.sequences = torch.arange(inputs.shape[0], device=inputs.device)
-        try:
-            return super().generate(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            session.sequences = None
-
-
-register_auto(Routed)
-
-
 def _install(model: Any, sites: tuple[MoESite, ...], stored: Stored, routers: list[Any]) -> Attachment:
     by_name = {site.name: router for site, router in zip(sites, routers, strict=True)}
     gates = attach(model, router=lambda site, old: by_name[site.name])
     try:
-        experts = _give_experts(model)
+        experts = give_experts(model)
     except BaseException:
         gates.undo()
         raise
@@ -230,12 +151,6 @@ def _facts(model: Any, sites: tuple[MoESite, ...]) -> RouterFacts:
     return replace(base, **{name: value for name, value in kept.items() if name not in ("groups", "correction")})
 
 
-def _shapes(model: Any, sites: tuple[MoESite, ...]) -> list[SiteShape]:
-    config = text_config(model.config)
-    width, vocabulary = int(config.hidden_size), int(config.vocab_size)
-    return [SiteShape(width, site.num_true, site.top_k, vocabulary) for site in sites]
-
-
 def _is_routed(model: Any) -> bool:
     record = getattr(model.config, "coterie", None)
     return isinstance(record, dict) and record.get("router") is not None
@@ -243,59 +158,3 @@ def _is_routed(model: Any) -> bool:
 
 def _is_routed_class(kind: type) -> bool:
     return issubclass(kind, Routed)
-
-
-@torch.no_grad()
-def _place(model: Any) -> None:
-    """Move weights to addresses where their products have the bits they had when they were saved.
-
-    transformers leaves tensors where they lie in the mapped file. At addresses off a multiple of 64 the processor's
-    matrix library takes another order of addition, and off a multiple of 16 grouped products are not to be had.
-    """
-    for parameter in model.parameters():
-        if parameter.data_ptr() % 64:
-            parameter.data = parameter.data.clone()
-
-
-def _give_experts(model: Any, kinds: Mapping[str, Experts] | None = None) -> Attachment | None:
-    """Our experts in place of the family's, sharing their weights, where ours compute the same and there is memory."""
-    sites = find_sites(model)
-    if not sites or any(parameter.is_meta for parameter in model.parameters()):
-        return None
-    needed = any(getattr(site.gate, "extra_experts", 0) or site.experts_of is not None for site in sites)
-    try:
-        return attach(model, experts=lambda site, old: _ours(site, old, kinds or {}))
-    except UnsupportedError:
-        if needed or kinds:  # only ours can give an item back, and lead several routes to one expert
-            raise
-        return None
-
-
-def _ours(site: MoESite, old: nn.Module, kinds: Mapping[str, Experts]) -> Experts:
-    inner = kinds.get(site.name)
-    if inner is None:
-        inner = old.true_experts if isinstance(old, ExpertsBridge) else experts_from(old)
-    return completed(aliased(inner, site.experts_of), site.gate)
-
-
-def _kinds(checkpoint: Any) -> dict[str, Experts]:
-    """The experts that transformers' loader cannot read, read."""
-    if checkpoint is None or not any(site.kind is not None for site in checkpoint.sites):
-        return {}
-    from coterie.models.resident import resident_experts
-
-    return {site.name: resident_experts(site) for site in checkpoint.sites if site.kind is not None}
-
-
-def aliased(experts: Experts, experts_of: tuple[int, ...] | None) -> Experts:
-    """``experts`` behind the routes that lead to them, where several lead to one."""
-    return experts if experts_of is None else Aliased(experts, experts_of)
-
-
-def completed(experts: Experts, gate: Any) -> Experts:
-    """``experts`` with an identity beside them where the router gives items back as they are."""
-    if not getattr(gate, "extra_experts", 0):
-        return experts
-    from coterie.experts import with_identity
-
-    return with_identity(experts)

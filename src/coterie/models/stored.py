@@ -16,9 +16,10 @@ from coterie import __version__
 from coterie.errors import CheckpointError, OptionError
 from coterie.models.compat import BASE, MODEL_TYPE, family_config_class, no_base
 from coterie.models.shards import read_json
+from coterie.models.stored_mixture import StoredMixture
 from coterie.routers import PRESETS, SiteShape, build_routers
 
-FILE, FORMAT = "coterie.json", 2
+FILE, FORMAT = "coterie.json", 3
 
 Curves = Mapping[str, Any]
 
@@ -105,6 +106,7 @@ class Stored:
         base: how the gates of the model decided before, as `coterie.models.RouterFacts` has it.
         experts: module path of the experts -> what they are; empty where config.json says it.
         method: how the model was made of another, for people.
+        mixture: what stands in the place of a dense family's feed-forwards; None where the family has its own.
     """
 
     router: RouterSpec | None
@@ -112,6 +114,7 @@ class Stored:
     base: Mapping[str, Any] = field(default_factory=dict)
     experts: Mapping[str, SiteExperts] = field(default_factory=dict)
     method: Mapping[str, Any] = field(default_factory=dict)
+    mixture: StoredMixture | None = None
 
     def as_record(self) -> dict[str, Any]:
         """A JSON table."""
@@ -119,10 +122,12 @@ class Stored:
         record = {
             "format": 1, "coterie": __version__, "router": router, "curves": dict(self.curves), "base": dict(self.base)
         }  # fmt: skip
-        if not self.experts:
-            return record
-        experts = {site: each.as_record() for site, each in self.experts.items()}
-        return record | {"format": FORMAT, "experts": experts, "method": dict(self.method)}
+        if self.experts:
+            experts = {site: each.as_record() for site, each in self.experts.items()}
+            record |= {"format": 2, "experts": experts, "method": dict(self.method)}
+        if self.mixture is not None:
+            record |= {"format": FORMAT, "mixture": self.mixture.as_record(), "method": dict(self.method)}
+        return record
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], where: str) -> Stored:
@@ -137,8 +142,10 @@ class Stored:
             for site, each in (_field(record, "experts", dict, where) if "experts" in record else {}).items()
         }
         method = record.get("method") if isinstance(record.get("method"), dict) else {}
-        router = None
-        if record.get("router") is not None or not experts:
+        mixture, router = None, None
+        if "mixture" in record:
+            mixture = StoredMixture.from_record(_field(record, "mixture", dict, where), where)
+        if record.get("router") is not None or not (experts or mixture):
             router = _field(record, "router", dict, where)
         spec = None if router is None else RouterSpec(
             _field(router, "name", str, where), _field(router, "options", dict, where)
@@ -153,7 +160,7 @@ class Stored:
             check_curves(curves)
         except OptionError as error:
             raise CheckpointError(f"{where}: {error} Measure them again, or delete them from the file.") from error
-        return cls(spec, curves, base, experts, method or {})
+        return cls(spec, curves, base, experts, method or {}, mixture)
 
 
 def is_routed(config: Mapping[str, Any]) -> bool:

@@ -16,7 +16,8 @@ from coterie.models.bridge import ExpertsBridge
 from coterie.models.compat import routed_config_class, routed_model_class
 from coterie.models.convert import experts_from
 from coterie.models.find import MoESite, find_sites
-from coterie.models.routed import Routed, aliased, completed
+from coterie.models.own_experts import aliased, completed
+from coterie.models.routed_class import Routed
 from coterie.models.stored import FILE, SiteExperts, Stored
 from coterie.surgery.factorize import DTYPE_NAMES, LayerFactors, factorize_expert
 from coterie.surgery.orientation import canonical, canonical_shape

@@ -40,7 +40,19 @@ def routed_model_class(base: type, mixin: type) -> type:
         "__module__": base.__module__, "config_class": config, "_keys_to_ignore_on_load_unexpected": unread,
         "__doc__": f"{base.__name__} with routers of Coterie, which it saves and loads.",
     }  # fmt: skip
-    return type(f"Routed{base.__name__}", (mixin, base), members)
+    _convert_alike(base.__name__, name := f"Routed{base.__name__}")
+    return type(name, (mixin, base), members)
+
+
+def _convert_alike(base: str, routed: str) -> None:
+    """Names on disk are converted by the class's name where a family has such conversions."""
+    from transformers.conversion_mapping import (
+        get_checkpoint_conversion_mapping,
+        register_checkpoint_conversion_mapping,
+    )
+
+    if (conversions := get_checkpoint_conversion_mapping(base)) is not None:
+        register_checkpoint_conversion_mapping(routed, conversions, overwrite=True)
 
 
 def family_config_class(kind: str) -> Any:
