@@ -88,6 +88,7 @@ def gradients(without: int, images: int) -> Check:
         return _skipped("gradients", "no image is answered right")
     fine = without <= _NO_GRADIENT * images
     text = f"{without} of {images} images that are answered right have a gradient of exactly zero"
+    text += "" if fine else ": its logits saturate, or a step of it has no slope"
     return _judged("gradients", fine, text, without=without, images=images)
 
 
@@ -98,6 +99,7 @@ def loss_rises(points: Sequence[tuple[int, float]]) -> Check:
     spread = max(losses) - losses[0]
     fine = losses[-1] > losses[0] and max(falls, default=0) <= _OVERSHOOT * max(spread, 0.0)
     text = "mean loss " + ", ".join(f"{loss:.3g} after {steps}" for steps, loss in points) + " steps"
+    text += "" if fine else "; try a smaller --step-size, else its gradients mislead"
     return _judged("loss rises with steps", fine, text, points=[list(point) for point in points])
 
 
@@ -107,7 +109,7 @@ def unbounded(left: int, images: int, epsilon: float) -> Check:
         return _skipped("unbounded attack", "no image is answered right")
     text = f"at epsilon {epsilon:.3g}, {left} of {images} images that are answered right withstand"
     if left:
-        text += ": the attack cannot see what it should"
+        text += ": the attack is blind, or the model answers without looking"
     return _judged("unbounded attack", left == 0, text, left=left, images=images, epsilon=epsilon)
 
 
@@ -125,6 +127,7 @@ def restarts_help_little(before: int, after: int, images: int, starts: int, more
         return _skipped("restarts help little", "the first start breaks every image")
     fine = not _too_many(before - after, images, _RESTARTS / 100)
     text = f"{before} of {images} images withstand {starts} start{'s' * (starts > 1)}, {after} withstand {more} more"
+    text += "" if fine else "; try more --steps and --restarts"
     return _judged("restarts help little", fine, text, before=before, after=after, images=images, more=more)
 
 
@@ -132,6 +135,7 @@ def search_finds_no_more(extra: int, images: int, queries: int) -> Check:
     """An attack that needs no gradient breaks nothing that gradients do not, or the gradients mislead."""
     fine = not _too_many(extra, images, _WITHOUT)
     text = f"{extra} of {images} images fall to {queries} random tries but to no gradient ({_points(extra, images)})"
+    text += "" if fine else "; try more --steps, else the gradients are masked"
     return _judged("gradient-free finds no more", fine, text, extra=extra, images=images, queries=queries)
 
 
