@@ -58,12 +58,12 @@ def place(tmp_path_factory):
 def test_the_sheet_and_the_page(coterie, place, tmp_path):
     page = tmp_path / "attack.html"
     done = coterie(
-        "attack", place / "model", place / "data.npz", "--epsilon", "0.15", "--steps", 20, "--images", 30,
+        "attack", place / "model", place / "data.npz", "--epsilon", "0.1", "--steps", 20, "--images", 30,
         "--report", page, "--released",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "under attack: 30 of 40 images" in done.stdout
-    assert "L-inf epsilon 0.15, 20 steps of 0.0375, seed 0" in done.stdout
+    assert "L-inf epsilon 0.1, 20 steps of 0.025, seed 0" in done.stdout
     assert "no reason for doubt" in done.stdout
     assert "released evaluation" in done.stdout
     assert f"Written: {page}" in done.stdout
