@@ -16,12 +16,15 @@ from coterie.routers.score import (
     Frozen,
     HashScore,
     LinearScore,
+    PooledScore,
     Recurrent,
+    ResidualScore,
+    SmallConvScore,
     WithNulls,
     random_table,
 )
 from coterie.routers.select import AtLeastTrue, Capacity, Draw, ExpertChoice, GroupLimited, MinP, TopK, TopP
-from coterie.routers.weigh import Raw, Selected, TrueOnly, Uniform
+from coterie.routers.weigh import Raw, Selected, StraightThrough, TrueOnly, Uniform
 from coterie.routing import RouteContext
 from coterie.testing import ROUTER_CHECKS, RouterCase
 from coterie.testing.router_company import expert_choice_rule, min_p_rule, top_p_rule
@@ -40,7 +43,11 @@ SCORES: dict[str, Callable[[], Score]] = {
     "blend": lambda: Blend(LinearScore(D, R), Recurrent(D, R, state=5), gamma=0.5),
     "nulls": lambda: WithNulls(LinearScore(D, TRUE), R - TRUE, D),
     "nulls over recurrent": lambda: WithNulls(Recurrent(D, TRUE, state=5), R - TRUE, D),
+    "pooled": lambda: PooledScore(R, 2),
+    "small conv": lambda: SmallConvScore(R, 2),
+    "residual": lambda: ResidualScore(R, 2, depth=8, width=1, bound=20.0).eval(),
 }
+SHAPES: dict[str, tuple[int, ...]] = dict.fromkeys(("pooled", "small conv", "residual"), (2, 4, 4))  # of one item
 SELECTS: dict[str, Callable[[], Select]] = {
     "top-k": lambda: TopK(2, R),
     "corrected": lambda: TopK(2, R, corrected=True),
@@ -59,6 +66,8 @@ WEIGHS: dict[str, Callable[[], Weigh]] = {
     "selected": Selected,
     "uniform": lambda: Uniform(3.0),
     "true only": lambda: TrueOnly(TRUE),
+    "straight-through": StraightThrough,
+    "straight-through of logits": lambda: StraightThrough("selected"),
 }
 
 
@@ -83,7 +92,7 @@ def test_every_combination(score: str, select: str, weigh: str) -> None:
     router = Router(SCORES[score](), SELECTS[select](), WEIGHS[weigh](), routes)
     for parameter in router.parameters():
         torch.nn.init.normal_(parameter)
-    x = torch.randn(T, D, requires_grad=True)
+    x = torch.randn(T, *SHAPES.get(score, (D,)), requires_grad=True)
     mask = torch.arange(T) % 4 != 1
     routing = router(x, context(router, mask)).check()
     assert bool((routing.experts_per_item()[~mask] == 0).all())
@@ -112,9 +121,11 @@ def test_nobody_to_route(score: str, select: str, weigh: str) -> None:
     routes = RouteTable.with_nulls(TRUE, R - TRUE) if "nulls" in score or weigh == "true only" else None
     router = Router(SCORES[score](), SELECTS[select](), WEIGHS[weigh](), routes)
     empty = torch.zeros(0, dtype=torch.int64)
-    routing = router(torch.zeros(0, D), RouteContext(ids=empty, sequence=empty, position=empty)).check()
+    routing = router(
+        torch.zeros(0, *SHAPES.get(score, (D,))), RouteContext(ids=empty, sequence=empty, position=empty)
+    ).check()
     assert (routing.num_items, routing.num_assignments) == (0, 0)
-    nobody = router(torch.randn(T, D), context(router, torch.zeros(T, dtype=torch.bool))).check()
+    nobody = router(torch.randn(T, *SHAPES.get(score, (D,))), context(router, torch.zeros(T, dtype=torch.bool))).check()
     assert nobody.num_assignments == 0
 
 
