@@ -117,7 +117,7 @@ def vision_cost(spec: VisionSpec) -> VisionCost:
         model = VisionModel(spec).eval()
         pathway = NETWORKS[spec.architecture](Steps(spec, pathway=True)).eval()
         images = torch.empty(1, spec.channels, spec.image_size, spec.image_size)
-        of_network = _watched(pathway, lambda: pathway(images, Trip(RouteContext())))
+        of_network = _watched(pathway, lambda: pathway(images, Trip()))
         layers = [*(_of_network(model, *seen) for seen in of_network), *_of_routers(model, images)]
     router = sum(parameter.numel() for parameter in model.router_parameters())
     everything = sum(parameter.numel() for parameter in model.parameters())

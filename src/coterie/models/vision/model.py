@@ -124,7 +124,7 @@ class VisionModel(nn.Module):
         if self.planner is not None:
             return [cast(nn.Module, self.planner.router)]
         sites = (module for module in self.network.modules() if isinstance(module, Site))
-        return [cast(nn.Module, site.router) for site in sites if site.router is not None]
+        return [site.router for site in sites if site.router is not None]
 
     def router_parameters(self) -> list[nn.Parameter]:
         """Those of what decides."""
@@ -163,6 +163,8 @@ class VisionModel(nn.Module):
             assert self.planner is not None
             plan = self.planner.plan(self.seen_by_router(x), ctx)
         for routing in {id(plan[site]): plan[site] for site in self.sites}.values():
+            if routing.num_experts != self.num_experts:
+                raise RoutingError(f"the plan is over {routing.num_experts} experts, the model has {self.num_experts}.")
             if routing.num_items != len(x) or not sections_of(routing).each_once:
                 raise RoutingError(
                     f"{routing.num_assignments} assignments of {routing.num_items} items were planned for {len(x)} "
@@ -204,4 +206,4 @@ class VisionModel(nn.Module):
         return self._run(x[order], dict.fromkeys(self.sites, routing.expand(order)))[torch.argsort(order)]
 
     def _run(self, x: Tensor, routings: dict[str, Routing]) -> Tensor:
-        return self.network(x, Trip(RouteContext(plan=RoutePlan(routings))))
+        return self.network(x, Trip(planned=routings))

@@ -55,7 +55,7 @@ class Steps:
         """Where a step of ``channels`` inputs learns its routes; None where it needs none."""
         if not self._has_routes(kind):
             return None
-        return Site(self.spec.experts, None if self.spec.placement == "image" else layer_router(self.spec, channels))
+        return Site(None if self.spec.placement == "image" else layer_router(self.spec, channels))
 
     def _has_routes(self, kind: Kind) -> bool:
         return self.routed and (kind == "routed" or (kind == "behind" and self.spec.placement == "image"))
