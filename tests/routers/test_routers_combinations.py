@@ -43,8 +43,8 @@ SCORES: dict[str, Callable[[], Score]] = {
     "blend": lambda: Blend(LinearScore(D, R), Recurrent(D, R, state=5), gamma=0.5),
     "nulls": lambda: WithNulls(LinearScore(D, TRUE), R - TRUE, D),
     "nulls over recurrent": lambda: WithNulls(Recurrent(D, TRUE, state=5), R - TRUE, D),
-    "pooled": lambda: PooledScore(R, 2),
-    "small conv": lambda: SmallConvScore(R, 2),
+    "pooled": lambda: PooledScore(R, 2, bound=20.0),
+    "small conv": lambda: SmallConvScore(R, 2, bound=20.0),
     "residual": lambda: ResidualScore(R, 2, depth=8, width=1, bound=20.0).eval(),
 }
 SHAPES: dict[str, tuple[int, ...]] = dict.fromkeys(("pooled", "small conv", "residual"), (2, 4, 4))  # of one item
