@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from coterie.errors import OptionError
+from coterie.jobs.sheet import count
 from coterie.models.vision import NETWORKS, VisionSpec, build_vision, smaller_routers, vision_cost
 
 ALL = sorted(NETWORKS)
@@ -131,7 +135,16 @@ def test_a_network_without_a_router_has_no_smaller_one():
 
 
 def test_a_record_is_json():
-    import json
-
     record = json.loads(json.dumps(vision_cost(half("small")).as_record()))
     assert record["macs"] == sum(layer["macs"] for layer in record["layers"])
+
+
+def test_the_table_of_the_docs_is_computed():
+    text = (Path(__file__).parents[2] / "docs" / "vision.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if " | resnet20 | " in line or " | resnet8 | " in line]
+    rows = [line.strip("| ").split(" | ") for line in lines]
+    assert len(rows) == 5
+    for architecture, router, *numbers in rows:
+        cost = vision_cost(half(architecture, router=router))
+        macs = map(count, (cost.dense.macs, cost.small.macs, cost.pathway, cost.macs))
+        assert numbers == [*macs, f"{cost.saving:.0%}", count(cost.dense.parameters), count(cost.parameters)]

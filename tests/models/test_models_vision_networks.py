@@ -288,6 +288,22 @@ def test_larger_images(architecture, size):
     assert model.eval()(images(2, size)).shape == (2, 5)
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("router", ["small", "resnet8"])
+def test_logits_of_routers_can_be_bound(router, placement):
+    model = build_vision(spec_of("small", router=router, placement=placement, router_bound=0.01), seed=0).eval()
+    for routing in model.decide(images()).sites.values():
+        assert routing.logits.abs().max() <= 0.01
+
+
+def test_weights_may_be_drawn_as_torch_does():
+    spec = spec_of("resnet18")
+    published, smaller = build_vision(spec, seed=0), build_vision(spec, seed=0, init="torch")
+    assert smaller.network.stem.conv.weight.std() < published.network.stem.conv.weight.std()
+    with pytest.raises(OptionError, match="fan_out, torch"):
+        build_vision(spec, init="zeros")
+
+
 def test_grey_images():
     model = build_vision(spec_of("small", channels=1, image_size=8))
     assert model(images(2, 8, channels=1)).shape == (2, 5)

@@ -47,6 +47,7 @@ def test_a_spec_survives_json(**fields):
         ({"ratio": "half"}, "above 0"),
         ({"width": float("inf")}, "above 0"),
         ({"router_width": 0}, "1 or more"),
+        ({"router_bound": -1.0}, "above 0"),
         ({"router_size": 64}, "more than image_size=32"),
         ({"image_size": 3}, "4 pixels or more"),
         ({"architecture": "vgg16", "image_size": 8}, "16 pixels or more"),

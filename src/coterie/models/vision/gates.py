@@ -20,14 +20,16 @@ def image_router(spec: VisionSpec) -> Router:
 
 def layer_router(spec: VisionSpec, channels: int) -> Router:
     """The router of one step of ``channels`` inputs under ``placement="layer"``."""
-    return _top_1(spec, PooledScore(spec.experts, channels))
+    return _top_1(spec, PooledScore(spec.experts, channels, bound=spec.router_bound))
 
 
 def image_score(spec: VisionSpec) -> Score:
     """Images to logits, by the net that the spec names."""
     if spec.router == "small":
-        return SmallConvScore(spec.experts, spec.channels)
-    return ResidualScore(spec.experts, spec.channels, depth=_DEPTHS[spec.router], width=spec.router_width)
+        return SmallConvScore(spec.experts, spec.channels, bound=spec.router_bound)
+    return ResidualScore(
+        spec.experts, spec.channels, depth=_DEPTHS[spec.router], width=spec.router_width, bound=spec.router_bound
+    )  # fmt: skip
 
 
 def _top_1(spec: VisionSpec, score: Score) -> Router:

@@ -43,6 +43,7 @@ class VisionSpec:
         router_width: channels of the first stage of a residual router; "small" has one size.
         router_size: pixels that the images are averaged down to for the router; None: as they are up to 64, a quarter
             of that beyond, where a router of small pictures would cost more than the network.
+        router_bound: logits of routers are kept within plus and minus this, smoothly; 0 is no bound.
         placement: "image": one decision for the whole network; "layer": one per routed step, from the pooled input.
         gate: where the router's gradient comes from: "softmax" (straight-through, all logits), "selected"
             (straight-through, the chosen logit alone) or "prob" (outputs are scaled by the chosen probability).
@@ -65,6 +66,7 @@ class VisionSpec:
     router: ImageRouter = "resnet20"
     router_width: int = 16
     router_size: int | None = None
+    router_bound: float = 0.0
     placement: Placement = "image"
     gate: Gate = "softmax"
     stem: Stem = "auto"
@@ -80,6 +82,8 @@ class VisionSpec:
             _check_whole(name, getattr(self, name), least)
         if self.router_size is not None:
             _check_whole("router_size", self.router_size, 4)
+        if self.router_bound != 0:
+            _check_share("router_bound", self.router_bound, most=math.inf)
         _check_share("ratio", self.ratio, most=1.0)
         _check_share("width", self.width, most=math.inf)
         self._check_normalisation()
