@@ -113,6 +113,6 @@ a router: what the pathway would cost if routing were free. "masked" computes al
 its last layer has biases that spread the images evenly, since a fresh one often sends all of them one way.
 "saving realised" is (1 - time over dense) / (1 - multiply-accumulates over dense): above 100 % where narrow layers also
 have less to normalise and to write, "-" where router and pathway together are as much arithmetic as the dense network.
-Grouped logits, in training all gradients too, were compared with the masked ones: relative error at most 1e-3, or the
+Grouped logits, in training all gradients too, were compared with the masked ones: relative error at most 1e-4, or the
 cell says "wrong" and there is no time. Narrower networks than the published ones are not judged. All raw numbers:
 {raw}."""
