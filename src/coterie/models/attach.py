@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from coterie.errors import UnsupportedError
 from coterie.experts import Experts
 from coterie.models.bridge import ExpertsBridge
-from coterie.models.compat import accept_sentinels, install_recorders, is_experts, recorders_installed
+from coterie.models.compat import accept_sentinels, called_body, install_recorders, is_experts, recorders_installed
 from coterie.models.find import MoESite, find_sites
 from coterie.models.session import Session, forget_checkpointing
 from coterie.routers import Router, RouterLike
@@ -154,7 +154,7 @@ def _attach_routers(
             f"The layers of {type(model).__name__} call their routers in a way of their own, which no router of ours "
             "can answer. Attach experts alone."
         )
-    body = model.base_model
+    body, called = model.base_model, called_body(model)
     made = [_bridged(site, factory(site, site.gate), session) for site in sites]
     session.causal = all(gate.inner.causal for gate in made)
     recorded = recorders_installed(body)
@@ -164,8 +164,8 @@ def _attach_routers(
         model.set_submodule(site.gate_name, gate)
     skipping = [(site.experts, accept_sentinels(site.experts)) for site in sites if is_experts(site.experts)]
     handles = [
-        body.register_forward_pre_hook(session.begin, with_kwargs=True),
-        body.register_forward_hook(session.end, always_call=True),
+        called.register_forward_pre_hook(session.begin, with_kwargs=True),
+        called.register_forward_hook(session.end, always_call=True),
     ]
 
     def undo() -> None:

@@ -13,6 +13,7 @@ from coterie.errors import OptionError, UnsupportedError
 from coterie.experts import Aliased, Experts, FFNShape, Mixed, expert_forward
 from coterie.models.attach import attach
 from coterie.models.bridge import ExpertsBridge
+from coterie.models.compat import called_body
 from coterie.models.convert import experts_from
 from coterie.models.find import MoESite, find_sites
 from coterie.models.items import items_of
@@ -180,7 +181,7 @@ def collect(model: Any, *, sample: int = SAMPLE, seed: int = 0) -> Iterator[Coll
         raise UnsupportedError(f"{type(model).__name__} has no mixture-of-experts layer. Collect from an MoE model.")
     collection = Collection(sample, seed)
     with attach(model, experts=lambda site, old: _watched(collection, site, old)):
-        handles = [model.base_model.register_forward_pre_hook(collection._begin, with_kwargs=True)]
+        handles = [called_body(model).register_forward_pre_hook(collection._begin, with_kwargs=True)]
         handles += [site.gate.register_forward_hook(collection._decided(site)) for site in find_sites(model)]
         try:
             with torch.no_grad():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.errors import RoutingError, UnsupportedError
-from coterie.models.compat import Sent
+from coterie.models.compat import Sent, called_body
 from coterie.models.find import MoESite, find_sites
 from coterie.models.items import Items, items_of
 from coterie.routing import RoutePlan, Routing
@@ -118,7 +118,7 @@ def trace(model: Any) -> Iterator[Recording]:
             "which one plan cannot hold. Trace a model that only decodes."
         )
     recording = Recording(sites, routing_hash(model, sites))
-    body = model.base_model
+    body = called_body(model)
     handles = [
         body.register_forward_pre_hook(recording._begin, with_kwargs=True),
         body.register_forward_hook(lambda *_: recording._end()),

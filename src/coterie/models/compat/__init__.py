@@ -21,7 +21,7 @@ from coterie.models.compat.auto import (
     routed_config_class,
     routed_model_class,
 )
-from coterie.models.compat.calls import first_inputs, most, next_inputs, takes, tensors_in, text_inputs
+from coterie.models.compat.calls import called_body, first_inputs, most, next_inputs, takes, tensors_in, text_inputs
 from coterie.models.compat.interface import (
     accept_sentinels,
     ffn_shape,
@@ -57,6 +57,7 @@ __all__ = [
     "auto_class",
     "beside_text",
     "by_table",
+    "called_body",
     "class_without",
     "family_config_class",
     "ffn_shape",

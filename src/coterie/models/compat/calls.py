@@ -14,6 +14,19 @@ def takes(model: Any, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
+def called_body(model: Any) -> Any:
+    """The module that a model calls with its tokens: its base model, or the decoder in that (OPT)."""
+    body = model.base_model
+    inner = getattr(body, "decoder", None)
+    if inner is None or body is model:
+        return body
+    try:
+        text = inspect.getsource(type(model).forward)
+    except (OSError, TypeError):  # compiled, or typed in
+        return body
+    return inner if f"self.{model.base_model_prefix}.decoder(" in text else body
+
+
 def most(config: Any, name: str) -> int:
     """A size in a config; the largest where it varies by layer, 0 where there is none.
 
