@@ -13,6 +13,7 @@ from coterie.experts import BatchNormExperts, ConvExperts
 from coterie.models.vision import NETWORKS, VisionSpec, build_vision, load_vision, save_vision
 from coterie.routers import fixed_plan
 from coterie.routing import RouteContext
+from coterie.training.adversarial import Attack, perturb
 
 WIDTHS = {"resnet18": 1 / 8, "wrn28_10": 1 / 20, "vgg16": 1 / 8, "densenet40": 1 / 2, "small": 1 / 2}
 ALL = sorted(NETWORKS)
@@ -264,7 +265,7 @@ def test_the_prob_gate_scales_what_comes_out():
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("experts", [0, 2])
 @pytest.mark.parametrize("architecture", ALL)
-def test_one_step_then_saved_and_loaded(architecture, experts, placement, tmp_path):
+def test_one_step_then_saved_loaded_and_attacked(architecture, experts, placement, tmp_path):
     model = build_vision(spec_of(architecture, experts=experts, placement=placement), seed=0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     step(model, images(8))
@@ -277,7 +278,22 @@ def test_one_step_then_saved_and_loaded(architecture, experts, placement, tmp_pa
     assert not loaded.training
     x = images()
     assert torch.equal(loaded(x), model.eval()(x))
+    attack = Attack(epsilon=8 / 255, steps=2, step_size=4 / 255, aim="kl+router" if experts else "kl", start="gaussian")
+    attacked = perturb(loaded, x, torch.zeros(7, dtype=torch.int64), attack)
+    assert 4 / 255 < (attacked - x).abs().max() <= 8 / 255 + 1e-7
     assert step(loaded, x) > 0
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("architecture", ALL)
+def test_half_precision(architecture, placement):
+    model = build_vision(spec_of(architecture, placement=placement), seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = F.cross_entropy(model(images(8)).float(), torch.arange(8) % 5)
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert all(p.grad is not None for p in model.router_parameters())
+    assert model.eval().bfloat16()(images().bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("size", [64, 128])
