@@ -177,6 +177,23 @@ def test_unit_weights_have_the_gradients_of_the_product() -> None:
         torch.testing.assert_close(ours, product)
 
 
+def test_autocast_trains() -> None:
+    """Convolutions in bfloat16, statistics, weights and the router's gradient in float32."""
+    grads = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        planner = planner_of(StraightThrough())
+        torch.manual_seed(0)
+        net = Net()
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            out = net(images(), planner.plan(images()))[-1]
+        assert out.dtype == dtype
+        out.float().square().mean().backward()
+        grads[dtype] = planner.router.score.head.weight.grad  # type: ignore[attr-defined]
+        assert all(p.grad.dtype == torch.float32 for p in (*net.parameters(), *planner.parameters()))  # type: ignore[union-attr]
+        assert net.layers[0].norm.running_mean.dtype == torch.float32
+    assert float(torch.cosine_similarity(*(g.flatten() for g in grads.values()), dim=0)) > 0.99
+
+
 def test_rows_of_single_experts_are_items_as_they_are() -> None:
     once = routes_of(torch.tensor([1, 0, 1]), 2)
     assert assignments_as_items(once) is once

@@ -67,8 +67,10 @@ def assignments_as_items(routing: Routing) -> Routing:
 def combined(rows: Tensor, routing: Routing) -> Tensor:
     """What `RoutedConv` does with rows [S, ...] that are done: each times its weight, summed per item: [T, ...]."""
     sections = sections_of(routing)
-    if not (sections.each_once and sections.unit):
+    if not sections.each_once:
         return combine(rows, routing)
+    if not sections.unit:
+        return (rows * routing.weight.view(-1, *[1] * (rows.dim() - 1))).to(rows.dtype)
     return _UnitWeight.apply(rows, routing.weight) if routing.weight.requires_grad else rows
 
 
@@ -83,6 +85,6 @@ class _UnitWeight(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         rows, weight = ctx.saved_tensors
-        to_rows = grad * weight.view(-1, 1, 1, 1) if torch.is_grad_enabled() else grad
-        to_weight = (grad * rows).flatten(1).sum(1).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        to_rows = grad * weight.view(-1, *[1] * (grad.dim() - 1)) if torch.is_grad_enabled() else grad
+        to_weight = (grad * rows).flatten(1).sum(1, dtype=weight.dtype) if ctx.needs_input_grad[1] else None
         return to_rows, to_weight
