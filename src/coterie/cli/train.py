@@ -1,4 +1,4 @@
-"""`coterie train`: a model from text, by a recipe or by a few options."""
+"""`coterie train`: a model from text or images, by a recipe or by a few options."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coterie.cli.shell import INTERRUPTED, one_sentence, stop
+from coterie.cli.train_images import check_images_options, is_robust, train_on_images
 
 if TYPE_CHECKING:
     from coterie.cli.progress import Progress
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 POCKET = "pocket"
 _MODEL, _POCKET = "With --model: another router for a checkpoint", "With pocket alone"
+_IMAGES = "With --images: a classifier that learns under attack"
 
 
 @one_sentence
@@ -24,8 +26,9 @@ def train(
         str | None,
         typer.Argument(
             metavar="RECIPE",
-            help="A YAML file, the name of a recipe that ships ([bold]top-p, adamoe, rmoe, smoe-dropout, thor[/bold]), "
-            "or [bold]pocket[/bold]. Left out where --model is given.",
+            help="A YAML file, the name of a recipe that ships ([bold]top-p, adamoe, rmoe, smoe-dropout, thor[/bold]; "
+            "with --images [bold]advmoe, at-moe, at-dense, at-s-dense, advmoe-digits[/bold]), or "
+            "[bold]pocket[/bold]. Left out where --model is given.",
         ),
     ] = None,
     text: Annotated[
@@ -58,7 +61,10 @@ def train(
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Of the router, such as p=0.5. Several times.", rich_help_panel=_MODEL),
+        typer.Option(
+            metavar="NAME=VALUE", help="Of the router, such as p=0.5; with --images of the recipe, such as "
+            "attack.epsilon=4/255. Several times.", rich_help_panel=_MODEL,
+        ),
     ] = None,
     target_mean_experts: Annotated[
         float | None,
@@ -74,6 +80,17 @@ def train(
             rich_help_panel=_MODEL,
         ),
     ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="A folder of class folders, an .npz, 'x.npy,y.npy', or digits:train (two-domain-digits:train).",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the images. Default: the recipe's.", rich_help_panel=_IMAGES)
+    ] = None,
     domains: Annotated[
         str | None, typer.Option(help="Which, with commas between. Default: all.", rich_help_panel=_POCKET)
     ] = None,
@@ -84,12 +101,14 @@ def train(
         ),
     ] = None,
 ) -> None:  # fmt: skip
-    """Train a model on text, measure it, write its report and card. [Training.]
+    """Train a model on text or images, measure it, write its report and card. [Training.]
 
     [bold]coterie train top-p --out my-model[/bold] makes a tiny one in a minute, from the sources of Python or --text.
 
     [bold]coterie train --model DIR --router top_p --target-mean-experts 1.5 --text DIR --out OUT[/bold] gives a
     checkpoint another router and fine-tunes it.
+
+    [bold]coterie train advmoe --images DATA --out OUT[/bold] trains a network of convolutional experts under attack.
 
     Stopped and resumed it gives the same bits.
     """
@@ -103,12 +122,20 @@ def train(
         )
     target = out or Path(f"my-{'model' if what is None else Path(what).stem}")
     alone = {"--router": router, "--option": option, "--target-mean-experts": target_mean_experts, "--freeze": freeze}
-    _check_together(what, model, alone, {"--domains": domains, "--sources": sources})
     changes = {"steps": steps, "seed": seed, "rate": rate, "batch": batch, "length": length, "text": text}
+    of_images = images is not None or epochs is not None or is_robust(what)
+    if of_images:
+        text_alone = {"--text": text, "--steps": steps, "--length": length, "--domains": domains, "--sources": sources}
+        check_images_options(what, images, {**text_alone, **alone, "--option": None})
+    else:
+        _check_together(what, model, alone, {"--domains": domains, "--sources": sources})
     keep_memory()
     try:
         with Progress(quiet) as progress:
-            if what == POCKET:
+            if of_images:
+                now = {"epochs": epochs, "seed": seed, "rate": rate, "batch": batch}
+                told = train_on_images(str(what), str(images), target, option or (), now, resume, progress)
+            elif what == POCKET:
                 told = _pocket(target, domains, sources, changes, resume, progress)
             else:
                 recipe = _from_options(str(model), alone) if what is None else _from_file(what)
@@ -118,7 +145,8 @@ def train(
     except OSError as error:
         raise OptionError(f"{target} cannot be written: {error}. Choose another --out, or make room.") from error
     if not quiet:
-        print(f'{told} Try: coterie run {target} "Once"', file=sys.stderr)
+        hint = f'coterie run {target} "Once"' if not of_images else f"coterie attack {target} TEST_IMAGES"
+        print(f"{told} Try: {hint}", file=sys.stderr)
 
 
 def _check_together(what: str | None, model: str | None, by_model: dict[str, Any], by_pocket: dict[str, Any]) -> None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args
 
 from coterie.errors import OptionError
 from coterie.ops.balance import Source
 from coterie.routers.presets import PRESETS, preset_options
 from coterie.training.consistency import Consistency
+from coterie.training.filling import filled, parse_yaml, placed, typed
 from coterie.training.groups import Group, Groups
 from coterie.training.objective import Objective
 from coterie.training.recipe import PYTHON, DataWords, ModelWords, Recipe, SteeringWords, shipped_recipes
 from coterie.training.schedules import Schedule, schedule
 from coterie.training.step_loss import SCHEDULED
 from coterie.training.trainer import Options
-from coterie.training.words import check_keys, number, numbers, table_of, text, texts, truth, whole, word
+from coterie.training.words import check_keys, number, numbers, table_of, text, texts, whole, word
 
 SECTIONS = (
     "model", "router", "losses", "data", "training", "schedules", "groups", "steering", "curve", "seed",
@@ -39,7 +38,7 @@ def read_recipe(path: Path | str) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise OptionError(f"There is no recipe {path}. Write a YAML file, or name one of: {', '.join(shipped)}.")
-    return _beside(recipe_of(_parse(path), path.stem), path.parent)
+    return _beside(recipe_of(parse_yaml(path), path.stem), path.parent)
 
 
 def _beside(recipe: Recipe, directory: Path) -> Recipe:
@@ -53,18 +52,6 @@ def _beside(recipe: Recipe, directory: Path) -> Recipe:
     return dataclasses.replace(
         recipe, data=data, model=dataclasses.replace(recipe.model, source=found(recipe.model.source))
     )
-
-
-def _parse(path: Path) -> Any:
-    import yaml  # type: ignore[import-untyped]
-
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        at = getattr(error, "problem_mark", None)
-        where = f", line {at.line + 1}" if at is not None else ""
-        why = getattr(error, "problem", None) or "it is not UTF-8 text"
-        raise OptionError(f"{path}{where} is not YAML: {why}. Write 'name: value' lines, indented evenly.") from error
 
 
 def recipe_of(words: Any, name: str = "recipe") -> Recipe:
@@ -89,7 +76,7 @@ def recipe_of(words: Any, name: str = "recipe") -> Recipe:
         options=_training(training, given.get("seed", 0), name),
         schedules=_schedules(given.get("schedules"), f"{name}: schedules"),
         groups=_groups(given.get("groups"), f"{name}: groups"),
-        steering=_filled(SteeringWords, given.get("steering"), f"{name}: steering"),
+        steering=filled(SteeringWords, given.get("steering"), f"{name}: steering"),
         curve=_curve(given.get("curve"), f"{name}: curve"),
     )  # fmt: skip
 
@@ -102,7 +89,7 @@ def _model(words: Any, where: str) -> ModelWords:
     check_keys(given, [field.name for field in dataclasses.fields(ModelWords) if field.name != "source"], where)
     config = table_of(given.pop("config", None), f"{where}.config")
     dense = [whole(each, f"{where}.dense_layers", 0) for each in given.pop("dense_layers", ())]
-    made: ModelWords = _filled(ModelWords, given, where)
+    made: ModelWords = filled(ModelWords, given, where)
     for name in ("layers", "width", "heads", "experts", "inner", "k"):
         whole(getattr(made, name), f"{where}.{name}", 1)
     if made.k > made.experts:
@@ -131,8 +118,8 @@ def _objective(words: Any, where: str) -> tuple[Objective, tuple[Source, float] 
             made[name] = schedule(value, place) if isinstance(value, Mapping) else number(value, place)
     if (consistency := given.pop("consistency", None)) is not None:
         alone = consistency if isinstance(consistency, Mapping) else {"alpha": consistency}
-        made["consistency"] = _filled(Consistency, alone, f"{where}.consistency")
-    rest: Objective = _filled(Objective, given, where)
+        made["consistency"] = filled(Consistency, alone, f"{where}.consistency")
+    rest: Objective = filled(Objective, given, where)
     return dataclasses.replace(rest, **made), borrowed
 
 
@@ -162,7 +149,7 @@ def _data(words: Any, where: str) -> DataWords:
         elif tokenizer < 258:
             raise OptionError(f"{where}.tokenizer has {tokenizer} entries; 256 bytes and two marks are the least: 258.")
         made["tokenizer"] = tokenizer
-    return dataclasses.replace(_filled(DataWords, given, where), **made)
+    return dataclasses.replace(filled(DataWords, given, where), **made)
 
 
 def _training(given: dict[str, Any], seed: Any, name: str) -> Options:
@@ -173,9 +160,9 @@ def _training(given: dict[str, Any], seed: Any, name: str) -> Options:
         if len(betas) != 2:
             raise OptionError(f"{where}.betas must be two numbers, not {len(betas)}.")
         given["betas"] = betas
-    typed = _typed(Options, {"steps": 500, "warmup": 0, **given}, where)
-    with _placed(where):
-        return Options(**typed, seed=whole(seed, f"{name}: seed", 0))
+    values = typed(Options, {"steps": 500, "warmup": 0, **given}, where)
+    with placed(where):
+        return Options(**values, seed=whole(seed, f"{name}: seed", 0))
 
 
 def _schedules(words: Any, where: str) -> dict[str, Schedule]:
@@ -188,7 +175,7 @@ def _groups(words: Any, where: str) -> Groups:
     given = dict(table_of(words, where))
     check_keys(given, ("router", "experts", "embeddings", "freeze"), where)
     frozen = texts(given.pop("freeze"), f"{where}.freeze") if "freeze" in given else ()
-    own = {name: _filled(Group, value, f"{where}.{name}") for name, value in given.items()}
+    own = {name: filled(Group, value, f"{where}.{name}") for name, value in given.items()}
     return Groups(frozen=frozen, **own)
 
 
@@ -197,38 +184,3 @@ def _curve(words: Any, where: str) -> dict[str, tuple[float, ...]]:
     check_keys(given, SCHEDULED, where)
     values = {name: numbers(value, f"{where}.{name}") for name, value in given.items()}
     return {name: tuple(map(int, each)) if name == "k" else each for name, each in values.items()}
-
-
-def _filled(kind: Callable[..., Any], words: Any, where: str) -> Any:
-    """A dataclass of numbers and words from a table of them."""
-    given = table_of(words, where)
-    check_keys(given, [field.name for field in dataclasses.fields(kind)], where)  # type: ignore[arg-type]
-    typed = _typed(kind, given, where)
-    with _placed(where):
-        return kind(**typed)
-
-
-@contextmanager
-def _placed(where: str) -> Iterator[None]:
-    """Say where the values of an error stand."""
-    try:
-        yield
-    except OptionError as error:
-        raise OptionError(f"{where}: {error}") from error
-
-
-def _typed(kind: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    return {name: _value(value, hints[name], f"{where}.{name}") for name, value in given.items()}
-
-
-def _value(value: Any, hint: Any, where: str) -> Any:
-    """A value as its annotation wants it."""
-    if get_origin(hint) in (Union, types.UnionType):
-        if value is None and type(None) in get_args(hint):
-            return None
-        hint = next(each for each in get_args(hint) if each is not type(None))
-    if get_origin(hint) is Literal:
-        return word(value, get_args(hint), where)
-    readers: dict[Any, Callable[[Any, str], Any]] = {int: whole, float: number, bool: truth, str: text}
-    return readers[hint](value, where) if hint in readers else value

@@ -28,11 +28,12 @@ def table_of(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def number(value: Any, where: str) -> float:
-    """A finite number, as int or float. YAML reads 1e-4 (without a point) as text; it counts as a number here."""
+    """A finite number, as int or float. YAML reads 1e-4 (without a point) and 8/255 as text; they are numbers here."""
     if isinstance(value, str):
+        above, slash, below = value.partition("/")
         try:
-            value = float(value)
-        except ValueError:
+            value = float(above) / float(below) if slash else float(value)
+        except (ValueError, ZeroDivisionError):
             _refuse(where, "a number", value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         _refuse(where, "a number", value)
