@@ -14,7 +14,7 @@ from coterie.jobs import attack
 from coterie.jobs.attacking import Threat, Verdict
 from coterie.models.vision import save_vision
 
-THREAT = Threat(0.15, 10, images=80)
+THREAT = Threat(0.15, 8, images=60)
 DATA = patterns(80, seed=1)
 
 
@@ -61,7 +61,7 @@ def test_a_checkpoint_with_nan_is_not_even_written_or_read(sound, tmp_path):
 
 def test_answers_that_are_no_numbers_end_the_attack_though_the_weights_are(sound):
     model = Around(sound, logits=lambda x: x * float("inf"))
-    with pytest.raises(AttackError, match="loss of 80 of 80"):
+    with pytest.raises(AttackError, match="loss of 60 of 60"):
         attack(model, DATA, THREAT)
 
 
@@ -109,7 +109,7 @@ def test_a_collapsed_router_is_said(sound):
     assert check.verdict is Verdict.WARNING
     assert "collapsed: expert 1 has all images" in check.text
     assert "1 warning" in report.describe()
-    assert [row.images for row in report.expert_rows] == [0, 80]
+    assert [row.images for row in report.expert_rows] == [0, 60]
 
 
 def test_chance_in_the_model_is_found(sound):

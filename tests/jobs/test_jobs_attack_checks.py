@@ -53,6 +53,8 @@ PASSED, FAILED, WARNING, SKIPPED = Verdict.PASSED, Verdict.FAILED, Verdict.WARNI
         (checks.search_finds_no_more(0, 500, 200), PASSED),
         (checks.search_finds_no_more(1, 500, 200), PASSED),
         (checks.search_finds_no_more(10, 500, 200), FAILED),
+        (checks.toolbox_finds_no_more(3, 500), PASSED),
+        (checks.toolbox_finds_no_more(30, 500), WARNING),
         (checks.routes_bound(0, 500), PASSED),
         (checks.routes_bound(50, 500), WARNING),
         (checks.load([0.5, 0.5]), PASSED),

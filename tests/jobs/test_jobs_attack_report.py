@@ -16,7 +16,7 @@ from coterie.jobs.attacking import Check, Threat, Verdict
 
 @pytest.fixture(scope="module")
 def report():
-    return attack(trained(), patterns(120, seed=1), Threat(0.04, 10, images=90), released=True, name="<mine>")
+    return attack(trained(), patterns(120, seed=1), Threat(0.04, 8, images=60), released=True, name="<mine>")
 
 
 class Tags(HTMLParser):
@@ -37,7 +37,7 @@ class Tags(HTMLParser):
 
 def test_the_sheet_says_the_number_first_then_why(report):
     lines = report.describe().splitlines()
-    assert lines[0] == "<mine> under attack: 90 of 120 images of patterns"
+    assert lines[0] == "<mine> under attack: 60 of 120 images of patterns"
     assert lines[5].startswith("robust    ")
     assert "right under every attack, ±" in lines[5]
     assert "no reason for doubt" in lines[6]
@@ -82,7 +82,8 @@ def test_the_record_is_json_and_complete(report):
     assert record["trusted"] is True
     assert record["threat"]["norm"] == "inf"
     assert [one["attack"] for one in record["attacks"]] == [
-        "end-to-end", "margin", "router", "experts", "expert-0", "expert-1", "worst-route", "gradient-free", "released",
+        "end-to-end", "margin", "more-starts", "router", "experts", "expert-0", "expert-1", "worst-route",
+        "gradient-free", "released",
     ]  # fmt: skip
     assert {one["kind"] for one in record["attacks"]} == {"attack", "diagnostic", "bound", "weak"}
     released = record["attacks"][-1]
@@ -90,7 +91,7 @@ def test_the_record_is_json_and_complete(report):
     assert len(record["checks"]) == len(report.checks) == 12
     assert record["accuracy_over_epsilon"][0] == [0.0, record["accuracy_over_epsilon"][0][1]]
     assert record["loss_over_steps"][0][0] == 0
-    assert 0 < record["standard_error"] < 0.06
+    assert 0 < record["standard_error"] < 0.07
 
 
 def test_a_failure_is_said_everywhere(report):

@@ -21,7 +21,7 @@ from coterie.jobs.attacking.tables import class_rows, expert_rows
 from coterie.jobs.attacking.threat import Threat
 from coterie.jobs.attacking.trials import Trials, require_finite_answers, require_finite_weights, steps_points, tried
 from coterie.jobs.attacking.victim import Victim
-from coterie.jobs.attacking.ways import QUERIES, Scene, Way, run_way, ways_for
+from coterie.jobs.attacking.ways import QUERIES, STARTS, Scene, Way, run_way, ways_for
 from coterie.jobs.attacking.words import about, notes_on
 from coterie.models.vision import VisionModel, load_vision
 from coterie.training.adversarial import held_still
@@ -30,6 +30,7 @@ from coterie.training.images import ImageData, check_fit, read_images, shuffled
 __all__ = ["attack"]
 
 Say = Callable[[str], None]
+_WHOLE = ("clean", "end-to-end", "margin")  # with the first starts of the gradient attacks on the whole model
 
 
 def attack(
@@ -119,15 +120,15 @@ class _Work:
         outcomes, first, points = [_clean(scene)], scene.clean, []
         pace = _Pace(self.say, sum(way.passes for way in ways) * len(scene.labels))
         for way in ways:
-            outcome, found, answers, record = run_way(way, scene, partial(pace.tell, way))
+            standing = survivors([one for one in outcomes if one.key in _WHOLE])
+            outcome, found, answers, record = run_way(way, scene, standing, partial(pace.tell, way))
             pace.finished(way, len(scene.labels))
             outcomes.append(outcome)
             self.gallery.look(way, scene, found, answers)
             if way.key == "end-to-end":
                 first, points = answers, steps_points(scene, record)
         outcomes = _in_turn(outcomes)
-        whole = [outcome.broken for outcome in outcomes if outcome.key in ("end-to-end", "margin")]
-        trials = tried(scene, self.threat, torch.stack(whole).any(0), self.say)
+        trials = tried(scene, self.threat, ~survivors([one for one in outcomes if one.key in _WHOLE]), self.say)
         robust, right = survivors(outcomes), outcomes[0].correct
         routes, sites = scene.clean.routes, victim.columns(scene.clean.routes)
         return AttackReport(
@@ -179,20 +180,30 @@ def _doubts(
     scene: Scene, outcomes: list[Outcome], trials: Trials, points: list[tuple[int, float]], threat: Threat
 ) -> list[Check]:
     """All checks: those that had runs of their own, and those that follow from the attacks."""
-    attacked = outcomes[1:]
+    attacked, count = outcomes[1:], len(scene.labels)
     free = next(one for one in attacked if one.key == "gradient-free")
-    by_gradient = survivors([one for one in outcomes if one.key != "gradient-free"])
+    own = [one for one in outcomes if not one.key.startswith("art-")]
+    by_gradient = survivors([one for one in own if one is not free])
     bounds = (max(one.distance for one in attacked), threat.epsilon, min(one.low for one in attacked),
               max(one.high for one in attacked))  # fmt: skip
+    extra = int((free.broken & by_gradient).sum())
     made = [
-        *trials.checks, checks.in_ball(*bounds), checks.loss_rises(points),
-        checks.search_finds_no_more(int((free.broken & by_gradient).sum()), len(scene.labels), QUERIES),
+        *trials.checks, checks.in_ball(*bounds), checks.loss_rises(points), _restarts(outcomes, threat),
+        checks.search_finds_no_more(extra, count, QUERIES),
     ]  # fmt: skip
+    if len(own) < len(outcomes):
+        made.append(checks.toolbox_finds_no_more(int((survivors(own) & ~survivors(outcomes)).sum()), count))
     bound = next((one for one in attacked if one.kind is Kind.BOUND), None)
     if bound is not None and scene.clean.routes is not None and scene.clean.routes.shape[1] == 1:
         lost = ~survivors(outcomes)
-        made.append(checks.routes_bound(int((bound.correct & lost).sum()), len(scene.labels)))
+        made.append(checks.routes_bound(int((bound.correct & lost).sum()), count))
     return [*made, checks.load(*_load(scene.victim, scene.clean))]
+
+
+def _restarts(outcomes: list[Outcome], threat: Threat) -> Check:
+    before = survivors([one for one in outcomes if one.key in _WHOLE])
+    after = next(one.correct for one in outcomes if one.key == "more-starts")
+    return checks.restarts_help_little(int(before.sum()), int(after.sum()), len(before), threat.restarts, STARTS)
 
 
 def _load(victim: Victim, clean: Answers) -> tuple[list[float], str]:

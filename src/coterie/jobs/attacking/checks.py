@@ -24,7 +24,7 @@ _OVERSHOOT = 0.05
 _RESTARTS, _RESTARTS_MOST = 0.02, 0.05
 # images without gradient, and images that only an attack without gradients breaks: shares that are allowed
 _NO_GRADIENT, _WITHOUT = 0.01, 0.002
-# images that the free model loses and that no expert loses: the attacks on single experts are too weak
+# images that only the toolbox breaks, or that the free model loses and no expert does: some attack is too weak
 _MISSED = 0.02
 # a chance below which a count is no accident
 _ACCIDENT = 0.05
@@ -140,6 +140,13 @@ def search_finds_no_more(extra: int, images: int, queries: int) -> Check:
     text = f"{extra} of {images} images fall to {queries} random tries but to no gradient ({_points(extra, images)})"
     text += "" if fine else "; try more --steps, else the gradients are masked"
     return _judged("gradient-free finds no more", fine, text, extra=extra, images=images, queries=queries)
+
+
+def toolbox_finds_no_more(extra: int, images: int) -> Check:
+    """The toolbox, with attacks written by others, breaks little that ours do not."""
+    verdict = Verdict.WARNING if _too_many(extra, images, _MISSED) else Verdict.PASSED
+    text = f"{extra} of {images} images fall to the toolbox alone ({_points(extra, images)})"
+    return Check("ART finds no more", verdict, text, {"extra": extra, "images": images})
 
 
 def routes_bound(missed: int, images: int) -> Check:

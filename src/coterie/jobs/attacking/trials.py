@@ -1,4 +1,4 @@
-"""What the checks need to know, measured: the same twice, alone, more steps, more starts, larger balls."""
+"""What the checks need to know, measured: the same twice, alone, more steps, larger balls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["CHECKED", "Trials", "require_finite_answers", "require_finite_weight
 
 CHECKED = 100  # images that the checks with attacks of their own look at
 _AIMS: tuple[Aim, ...] = ("ce", "margin")  # attacks on the whole model
-_SOME, _TRIES = 8, 4  # images that are looked at one by one; further starts
+_SOME = 8  # images that are looked at one by one
 _WIDER = (0.25, 0.5, 2.0, 4.0)  # times epsilon
 _UNBOUNDED_STEPS, _UNBOUNDED_STEP = 50, 0.1
 
@@ -85,8 +85,6 @@ def tried(scene: Scene, threat: Threat, broken: Tensor, say: Callable[[str], Non
     say("Checking: smaller and larger balls")
     curve = list(_over_epsilon(some, threat, right, broken[:CHECKED], len(left)))
     made.append(checks.epsilon_matters(curve, len(some.labels)))
-    say("Checking: other starts")
-    made.append(_restarts(some, threat, right, broken[:CHECKED]))
     return Trials(made, curve, len(some.labels))
 
 
@@ -150,15 +148,6 @@ def _over_epsilon(
             attack = Attack(epsilon, threat.steps, step, aim="margin", keep="worst")
             points[epsilon] = len(_left(scene, right, attack, threat.seed))
     yield from ((epsilon, left / count) for epsilon, left in sorted(points.items()))
-
-
-def _restarts(scene: Scene, threat: Threat, right: Tensor, broken: Tensor) -> Check:
-    standing = right[~broken[right]]
-    left = standing
-    for aim in _AIMS:
-        attack = Attack(threat.epsilon, threat.steps, threat.step, restarts=_TRIES, aim=aim, keep="worst")
-        left = _left(scene, left, attack, threat.seed + 1)
-    return checks.restarts_help_little(len(standing), len(left), len(scene.labels), threat.restarts, _TRIES)
 
 
 def _left(scene: Scene, numbers: Tensor, attack: Attack, seed: int) -> Tensor:

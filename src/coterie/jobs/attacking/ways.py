@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,9 +14,9 @@ from coterie.jobs.attacking.threat import Threat
 from coterie.jobs.attacking.victim import Plan, Victim
 from coterie.training.adversarial import Aim, Attack, RandomSearch, perturb, search
 
-__all__ = ["QUERIES", "Scene", "Way", "outcome_of", "run_way", "ways_for"]
+__all__ = ["QUERIES", "STARTS", "Scene", "Way", "outcome_of", "run_way", "ways_for"]
 
-QUERIES = 200  # of the attack without gradients
+QUERIES, STARTS = 200, 4  # of the attack without gradients; of the attack on what still stands
 Change = Callable[[Tensor, Tensor, Tensor, "Record"], Tensor]  # (images, labels, numbers of the images) -> attacked
 
 
@@ -28,6 +28,7 @@ class Way:
         key, label, what, kind: as in `Outcome`.
         change: perturbs a batch.
         judge: the routes under which "right" is judged, from the clean batch; None is the model's own choice.
+        standing: attack only what still stands, and count what fell before as wrong.
         passes: forwards and backwards that an image costs, for the estimate of time.
     """
 
@@ -37,6 +38,7 @@ class Way:
     kind: Kind
     change: Change
     judge: Plan | None = None
+    standing: bool = False
     passes: int = 1
 
 
@@ -74,6 +76,9 @@ def ways_for(victim: Victim, threat: Threat, *, released: bool = False) -> list[
             _gradient(victim, threat, "ce"), passes=steps),
         Way("margin", "margin", "on the lead of the right class, which does not saturate", Kind.ATTACK,
             _gradient(victim, threat, "margin"), passes=steps),
+        Way("more-starts", f"{STARTS} more starts", "on the margin of what stands after both", Kind.ATTACK,
+            _gradient(victim, replace(threat, restarts=STARTS, seed=threat.seed + 1), "margin"), standing=True,
+            passes=STARTS * threat.steps // 2),
     ]  # fmt: skip
     if victim.experts > 1:
         ways += _of_routes(victim, threat, steps)
@@ -94,35 +99,37 @@ def _of_routes(victim: Victim, threat: Threat, steps: int) -> list[Way]:
         Way("router", "router alone", "pushes the image off its expert", Kind.ATTACK,
             _gradient(victim, threat, "router"), passes=steps),
         Way("experts", "experts alone", "route frozen: a diagnostic, the attacker owns the route", Kind.DIAGNOSTIC,
-            _gradient(victim, threat, "ce", victim.frozen), victim.frozen, steps),
+            _gradient(victim, threat, "ce", victim.frozen), victim.frozen, passes=steps),
     ]  # fmt: skip
     for expert in range(victim.experts):
         plan = victim.forced(expert)
         ways.append(
             Way(f"expert-{expert}", f"expert {expert} forced", "each image through this expert", Kind.DIAGNOSTIC,
-                _gradient(victim, threat, "ce", plan), plan, steps)
+                _gradient(victim, threat, "ce", plan), plan, passes=steps)
         )  # fmt: skip
     return ways
 
 
-def run_way(way: Way, scene: Scene, say: Callable[[int], None]) -> tuple[Outcome, Tensor, Answers, Record]:
-    """Attack all images: the outcome, the attacked images [N, C, H, W], what the free model says to them.
+def run_way(
+    way: Way, scene: Scene, standing: Tensor, say: Callable[[int], None]
+) -> tuple[Outcome, Tensor, Answers, Record]:
+    """Attack the images: the outcome, the attacked images [N, C, H, W], what the free model says to them.
 
-    ``say`` is told how many images are done. Raises as `coterie.training.adversarial.perturb`.
+    ``standing [N]`` are those that no attack has broken yet. ``say`` is told how many images are done. Raises as
+    `coterie.training.adversarial.perturb`.
     """
     victim, record = scene.victim, Record()
-    found, right = torch.empty_like(scene.images), torch.empty(len(scene.labels), dtype=torch.bool)
-    for part in victim.parts(len(scene.labels)):
+    found, right = scene.images.clone(), standing.clone()
+    numbers = standing.nonzero().flatten() if way.standing else torch.arange(len(scene.labels))
+    for part in numbers.split(victim.batch) if len(numbers) else ():
         images, labels = scene.images[part].to(victim.device), scene.labels[part].to(victim.device)
         attacked = way.change(images, labels, part, record)
         found[part] = attacked.cpu()
-        if way.judge is not None:
-            logits, _ = victim.see(attacked, way.judge(images))
-            right[part] = logits.argmax(-1) == scene.labels[part]
+        logits, _ = victim.see(attacked, None if way.judge is None else way.judge(images))
+        right[part] = logits.argmax(-1) == scene.labels[part]
         say(int(part[-1]) + 1)
     answers = victim.answers(found, scene.labels)
-    correct = right if way.judge is not None else answers.predicted == scene.labels
-    return outcome_of(way, scene, correct, found, answers), found, answers, record
+    return outcome_of(way, scene, right, found, answers), found, answers, record
 
 
 def outcome_of(way: Way, scene: Scene, correct: Tensor, found: Tensor, answers: Answers) -> Outcome:
@@ -133,8 +140,9 @@ def outcome_of(way: Way, scene: Scene, correct: Tensor, found: Tensor, answers: 
     router = None
     if way.key == "released" and answers.routes is not None:
         router = share(answers.routes[:, 0] == scene.labels % scene.victim.experts)
+    broken = ~correct if way.standing else answers.predicted != scene.labels
     return Outcome(
-        way.key, way.label, way.what, way.kind, correct, answers.predicted != scene.labels, kept,
+        way.key, way.label, way.what, way.kind, correct, broken, kept,
         float((found - scene.images).abs().max()), float(found.min()), float(found.max()), router,
     )  # fmt: skip
 
