@@ -7,6 +7,7 @@ what transformers asks of an experts module. So everything that serves, traces o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +112,7 @@ class DenseMixture(nn.Module):
         return y.view(hidden_states.shape)
 
 
-def insert_mixtures(model: nn.Module, stored: StoredMixture, where: str) -> None:
+def insert_mixtures(model: Any, stored: StoredMixture, where: str) -> None:
     """Put a mixture into each of ``stored.blocks``, in place, on the device and in the type that are the default now.
 
     Raises:
@@ -121,7 +122,7 @@ def insert_mixtures(model: nn.Module, stored: StoredMixture, where: str) -> None
 
 
 def take_place(
-    model: nn.Module, blocks: Sequence[tuple[str, nn.Module]], empty: Sequence[str], where: str
+    model: Any, blocks: Sequence[tuple[str, nn.Module]], empty: Sequence[str], where: str
 ) -> None:  # fmt: skip
     """Modules in the place of feed-forwards, and in ``empty`` places modules that hand on what they are given.
 
