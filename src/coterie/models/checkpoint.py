@@ -125,11 +125,11 @@ class Checkpoint:
             ids = json.loads((self.path / "generation_config.json").read_text()).get("eos_token_id", ids)
         return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
 
-    def dense_readers(self) -> dict[str, Callable[[], Tensor]]:
-        """Name of a dense weight -> what reads it, as floats where it is quantised."""
+    def dense_readers(self, keep: bool = False) -> dict[str, Callable[[], Tensor]]:
+        """Name of a dense weight -> what reads it, as floats where it is quantised; ``keep`` as of `read_tensor`."""
         taken = {(part.path, part.start) for each in self.encoded.values() for part in each.parts.values()}
         plain = {name: part for name, part in self.dense.items() if (part.path, part.start) not in taken}
-        return {name: partial(read_tensor, part) for name, part in plain.items()} | {
+        return {name: partial(read_tensor, part, keep=keep) for name, part in plain.items()} | {
             name: each.read for name, each in self.encoded.items()
         }
 

@@ -13,12 +13,16 @@ from coterie.models.bridge import ExpertsBridge
 from coterie.models.checkpoint import Checkpoint, ExpertSite
 from coterie.models.compat import class_without, load_dense, skeleton
 from coterie.models.find import find_sites
-from coterie.models.routed import aliased, completed
+from coterie.models.own_experts import aliased, completed
 from coterie.models.tensors import drop_cache
 
 
 def load_host(
-    checkpoint: Checkpoint, factory: Callable[[ExpertSite], Experts], dtype: torch.dtype | None = None
+    checkpoint: Checkpoint,
+    factory: Callable[[ExpertSite], Experts],
+    dtype: torch.dtype | None = None,
+    *,
+    keep: bool = False,
 ) -> Any:
     """The checkpoint's transformers model with ``factory(site)`` in place of each layer's experts.
 
@@ -29,6 +33,7 @@ def load_host(
         checkpoint: opened.
         factory: called once per site, in layer order, after the dense weights are in place.
         dtype: of dense weights and activations; default `Checkpoint.compute_dtype`.
+        keep: leave the page cache as it is: the files are read once more right after.
 
     Returns the model in eval mode; its dense parameters ask for no gradient. ``generate``, output recorders and
     ``deepcopy`` work as with any transformers model. ``state_dict`` holds what is resident: the dense weights
@@ -41,9 +46,10 @@ def load_host(
     names = [*checkpoint.beside, *(site.name for site in checkpoint.sites)]
     body = skeleton(checkpoint.config, dtype)
     model = load_dense(
-        class_without(type(body), names), checkpoint.path, body.config, checkpoint.dense_readers(), dtype
+        class_without(type(body), names), checkpoint.path, body.config, checkpoint.dense_readers(keep), dtype
     ).requires_grad_(False)
-    drop_cache({part.path for part in checkpoint.dense.values()})
+    if not keep:
+        drop_cache({part.path for part in checkpoint.dense.values()})
     gates = {site.name: site.gate for site in find_sites(body)}
     for site in checkpoint.sites:
         experts = completed(aliased(factory(site), site.experts_of), gates[site.name])

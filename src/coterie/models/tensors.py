@@ -28,19 +28,29 @@ _SMALL: Mapping[str, torch.dtype] = {
 _READABLE: Mapping[str, torch.dtype] = {**FLOATS, **INTEGERS, **_SMALL}
 
 
-def read_tensor(part: TensorRange) -> Tensor:
-    """A tensor, read into fresh memory. Blocks; thread-safe.
+def dtype_of(part: TensorRange) -> torch.dtype:
+    """torch's name of a type."""
+    return _READABLE[part.dtype]
+
+
+def read_tensor(part: TensorRange, *, keep: bool = False) -> Tensor:
+    """A tensor, read into fresh memory. Blocks; thread-safe. ``keep`` as of `read_into`.
 
     Raises:
         CheckpointError: the file is gone or ends too early.
     """
-    tensor = torch.empty(part.shape, dtype=_READABLE[part.dtype])
-    read_into(tensor, part)
+    tensor = torch.empty(part.shape, dtype=dtype_of(part))
+    read_into(tensor, part, keep=keep)
     return tensor
 
 
-def read_into(target: Tensor, part: TensorRange) -> None:
+def read_into(target: Tensor, part: TensorRange, *, keep: bool = False) -> None:
     """Fill ``target`` (contiguous, on the CPU, of the size of ``part``) from the file. Blocks; thread-safe.
+
+    Args:
+        target: written to.
+        part: where to read.
+        keep: leave what was read in the page cache: it will be read again, or soon be forgotten anyway.
 
     Raises:
         CheckpointError: the file is gone or ends too early.
@@ -54,7 +64,8 @@ def read_into(target: Tensor, part: TensorRange) -> None:
             file.seek(part.start)
             while done < part.nbytes and (count := file.readinto(buffer[done:])):
                 done += count
-            _drop(file.fileno(), part.start, part.nbytes)
+            if not keep:
+                _drop(file.fileno(), part.start, part.nbytes)
     except OSError as error:
         raise CheckpointError(f"{part.path} cannot be read: {error}. Copy or download it again.") from error
     if done < part.nbytes:

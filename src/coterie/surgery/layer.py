@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from coterie.errors import CheckpointError, OptionError
@@ -14,7 +13,9 @@ from coterie.experts import ExpertKind, FFNShape
 from coterie.models.checkpoint import Checkpoint, ExpertSite
 from coterie.models.tensors import read_tensor
 from coterie.surgery.finite import is_finite
-from coterie.surgery.orientation import canonical, canonical_shape
+from coterie.surgery.orientation import canonical_shape
+from coterie.surgery.pages import empty
+from coterie.surgery.reading import ExpertReader
 from coterie.surgery.routing_tensors import RouterTensor, router_tensors
 
 __all__ = ["LayerExperts", "NewLayer", "read_layer"]
@@ -138,21 +139,19 @@ def read_layer(checkpoint: Checkpoint, site: ExpertSite) -> LayerExperts:
 
 def _read_weights(checkpoint: Checkpoint, site: ExpertSite) -> dict[str, Tensor]:
     stacks: dict[str, Tensor] = {}
+    reader = ExpertReader(site)
     for expert in range(site.num_experts):
-        parts = {name: read_tensor(part) for name, part in site.parts(expert).items()}
-        if site.kind is not None:
-            weights = canonical(site.kind.floats(parts), site.shape)
-        else:
-            weights = canonical(site.storage.weights(parts, site.dtype), site.shape)
-        for name, weight in weights.items():
+        for name, weight in reader.weights(reader.parts(expert)).items():
             if name not in stacks:
-                stacks[name] = torch.empty(site.num_experts, *weight.shape, dtype=site.dtype)
-            if not is_finite(weight):
-                raise CheckpointError(
-                    f"{checkpoint.path}: {_disk_name(site, expert, name)} holds NaN or infinity (layer {site.layer}, "
-                    f"expert {expert}, {name}). Nothing can be made of it: copy or download the checkpoint again."
-                )
+                stacks[name] = empty((site.num_experts, *weight.shape), site.dtype)
             stacks[name][expert] = weight
+    for name, stack in stacks.items():
+        if not is_finite(stack):
+            expert = next(number for number, weight in enumerate(stack) if not is_finite(weight))
+            raise CheckpointError(
+                f"{checkpoint.path}: {_disk_name(site, expert, name)} holds NaN or infinity (layer {site.layer}, "
+                f"expert {expert}, {name}). Nothing can be made of it: copy or download the checkpoint again."
+            )
     return stacks
 
 

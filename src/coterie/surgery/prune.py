@@ -10,6 +10,7 @@ from torch import Tensor
 from coterie.errors import OptionError
 from coterie.models.statistics import SiteStatistics
 from coterie.registry import Registry
+from coterie.surgery.pages import empty
 
 __all__ = ["SALIENCY", "Saliency", "curve_counts", "keep_rows"]
 
@@ -58,7 +59,14 @@ def _random(site: SiteStatistics, router: Mapping[str, Tensor], generator: torch
 def keep_rows(tensors: Mapping[str, Tensor], keep: Sequence[int]) -> dict[str, Tensor]:
     """The rows ``keep`` of every tensor: of [E, ...] weights, or of a router's tensors."""
     index = torch.tensor(keep)
-    return {name: tensor.index_select(0, index.to(tensor.device)) for name, tensor in tensors.items()}
+    return {name: _chosen(tensor, index.to(tensor.device)) for name, tensor in tensors.items()}
+
+
+def _chosen(tensor: Tensor, index: Tensor) -> Tensor:
+    if tensor.device.type != "cpu" or tensor.requires_grad:
+        return tensor.index_select(0, index)
+    out = empty((len(index), *tensor.shape[1:]), tensor.dtype)
+    return torch.index_select(tensor, 0, index, out=out)
 
 
 def curve_counts(curves: Sequence[Sequence[float]], total: int, blocks: int = 1) -> list[int]:

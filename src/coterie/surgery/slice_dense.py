@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from coterie.errors import CheckpointError, OptionError, UnsupportedError
+from coterie.errors import OptionError, UnsupportedError
 from coterie.models.compat import auto_class, quiet
 from coterie.models.shards import read_config_json
 from coterie.surgery.card import write_card
@@ -19,12 +19,12 @@ from coterie.surgery.feed_forward import feed_forward
 from coterie.surgery.from_dense import mixture_host, write_rest
 from coterie.surgery.masked import masked
 from coterie.surgery.method import Method
-from coterie.surgery.mixture import NewMixture
+from coterie.surgery.new_mixture import NewMixture
 from coterie.surgery.orientation import laid_out
 from coterie.surgery.rewrite import MAX_SHARD, Rewritten, Say, copy_beside
 from coterie.surgery.size import size_of
 from coterie.surgery.split import one_expert
-from coterie.surgery.verify import NEAR, logits_of, probe_ids
+from coterie.surgery.verify import distance, logits_of, probe_ids
 from coterie.surgery.writer import CheckpointWriter, refuse_existing
 
 __all__ = ["write_slice"]
@@ -124,13 +124,7 @@ def _check(
         with masked(_loaded(dense), channels, expert) as host:
             expected = logits_of(host, ids)
         found = logits_of(_loaded(written), ids)
-    difference = float((found - expected).abs().max() / expected.std().clamp(min=1e-6))
-    if not difference <= NEAR:
-        raise CheckpointError(
-            f"The written model does not answer as the slice does: logits differ by {difference:.2g} of their spread, "
-            f"where rounding makes {NEAR:g} at most. Nothing was put in place."
-        )
-    return difference
+    return distance(found, expected, "the slice")
 
 
 def _on_their_own(dense: DenseCheckpoint) -> bool:

@@ -1,0 +1,96 @@
+"""Bytes from and to the disk: what the system says about it as sentences, pieces of a file, names made to last."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coterie.errors import CheckpointError
+from coterie.ranges import TensorRange
+from coterie.surgery.finite import has_nan
+from coterie.units import format_bytes
+
+__all__ = ["DiskFullError", "flush_names", "pieces", "sound_pieces", "told"]
+
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PIECE = 8 << 20
+
+
+class DiskFullError(CheckpointError):
+    """The disk has no room left for what is written."""
+
+
+@contextmanager
+def told(part: Path) -> Iterator[None]:
+    """What the system says about writing, as sentences."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(part.parent).free
+            raise DiskFullError(
+                f"The disk is full: {format_bytes(free)} are left beside {part}. The source is untouched. Make room "
+                "and type the command again with --resume, or remove what was begun."
+            ) from error
+        raise CheckpointError(f"{part} cannot be written: {error}. The source is untouched.") from error
+
+
+def pieces(part: TensorRange) -> Iterator[memoryview]:
+    """The bytes of a tensor; each piece is valid until the next is asked for, in memory that is used again.
+
+    Raises:
+        CheckpointError: the file is gone or ends too early.
+    """
+    flat: Any = torch.empty(min(part.nbytes, _PIECE), dtype=torch.uint8).numpy()
+    buffer, left = memoryview(flat), part.nbytes
+    try:
+        with part.path.open("rb", buffering=0) as file:
+            file.seek(part.start)
+            while left:
+                # whole numbers, so that a piece can be looked at as such
+                count = _filled(file, buffer[: min(left, len(buffer))])
+                if count < min(left, len(buffer)):
+                    raise CheckpointError(
+                        f"{part.path} is truncated: it ends {left - count} bytes early. Copy it again."
+                    )
+                left -= count
+                yield buffer[:count]
+    except OSError as error:
+        raise CheckpointError(f"{part.path} cannot be read: {error}. Copy or download it again.") from error
+
+
+def sound_pieces(name: str, part: TensorRange) -> Iterator[memoryview]:
+    """As `pieces`, looked at for NaN on the way.
+
+    Raises:
+        CheckpointError: the tensor ``name`` holds NaN.
+    """
+    floats = _FLOATS.get(part.dtype)
+    for piece in pieces(part):
+        if floats is not None and has_nan(torch.frombuffer(piece, dtype=floats)):
+            raise CheckpointError(
+                f"{part.path}: {name!r} holds NaN. Nothing can be made of it: copy or download it again."
+            )
+        yield piece
+
+
+def _filled(file: Any, buffer: memoryview) -> int:
+    done = 0
+    while done < len(buffer) and (count := file.readinto(buffer[done:])):
+        done += count
+    return done
+
+
+def flush_names(directory: Path) -> None:
+    """Names of files to the disk, where the system can."""
+    with suppress(OSError):
+        handle = os.open(directory, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
