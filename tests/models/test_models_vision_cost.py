@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -125,6 +126,13 @@ def test_large_images_are_seen_small_by_the_router():
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.rand(1, 3, 128, 128))
     assert counter.get_total_flops() == 2 * vision_cost(spec).macs
+
+
+def test_another_router_leaves_the_network_as_it_is():
+    found = smaller_routers(half("small", image_size=128))
+    assert len({(cost.spec.router, cost.spec.router_width) for cost in found}) == 7
+    assert found == [vision_cost(cost.spec) for cost in found]
+    assert all(one.router > other.router for one, other in itertools.pairwise(found))
 
 
 def test_a_network_without_a_router_has_no_smaller_one():

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from coterie.errors import CheckpointError
 from coterie.jobs.checking.checkup_checkpoint import CheckpointCheckup
 from coterie.jobs.checking.checkup_machine import machine_checks
+from coterie.jobs.checking.checkup_vision import VisionCheckup
 from coterie.jobs.checking.findings import Diagnosis, Finding, carefully
 from coterie.jobs.locate import locate
+from coterie.models.shards import read_config_json
+from coterie.models.vision import is_vision
 
 Say = Callable[[str], None]
 
@@ -52,10 +57,17 @@ def _checkpoint(
 
     findings = carefully("model", where)
     for path in found:
-        checkup = CheckpointCheckup(path, say)
+        checkup = VisionCheckup(path, say) if _is_network(path) else CheckpointCheckup(path, say)
         for name, check in checkup.checks(checksum=checksum, values=values).items():
             say(f"Checking {name}")
             told = {finding.text for finding in findings}
             # a config that cannot be read is the config's problem and the tensors': it is told once
             findings += [finding for finding in carefully(name, check) if finding.text not in told]
     return findings
+
+
+def _is_network(path: Path) -> bool:
+    """A config that cannot be read is told by the checks of language models."""
+    with suppress(CheckpointError):
+        return is_vision(read_config_json(path))
+    return False

@@ -14,6 +14,7 @@ from coterie.models.vision import (
     NETWORKS,
     VisionCost,
     VisionSpec,
+    check_vision,
     is_vision,
     read_vision,
     smaller_routers,
@@ -93,9 +94,8 @@ def inspect_vision(model: str | Path, options: Mapping[str, Any] | None = None) 
                 f"{model} is a network as it is; options are for architectures: coterie inspect "
                 f"{read_vision(path).architecture} {' '.join(f'--option {k}={v}' for k, v in options.items())}"
             )
-        spec, weights = read_vision(path), path / SINGLE
-        nbytes = weights.stat().st_size if weights.is_file() else 0
-        return _inspection(str(model), str(path), nbytes, spec)
+        spec = check_vision(path).spec
+        return _inspection(str(model), str(path), (path / SINGLE).stat().st_size, spec)
     spec = VisionSpec.from_record({"architecture": str(model), **_PUBLISHED, **(options or {})})
     return _inspection(str(model), "", 0, spec)
 

@@ -73,6 +73,8 @@ def _router(spec: VisionSpec) -> str:
 def _saved(found: VisionInspection) -> str:
     saving = found.cost.saving
     text = f"{saving:.0%} of the dense network's multiply-accumulates, router included"
+    if saving < 0:
+        text = f"nothing: with the router it costs {1 - saving:.1f} times what the dense network does"
     if saving > 0.5:
         return text
     better = next((other.spec for other in found.routers if other.saving > 0.5), None)
@@ -124,7 +126,9 @@ def _stage(part: str, layers: list[LayerCost]) -> tuple[str, ...]:
 def _routers(found: VisionInspection) -> Table:
     rows = [
         (other.spec.router, "" if other.spec.router == "small" else str(other.spec.router_width),
-         count(other.router), count(other.router_parameters), f"{other.saving:.0%}")
+         count(other.router), count(other.router_parameters), f"{other.macs / found.cost.dense.macs:.1%}")
         for other in found.routers
     ]  # fmt: skip
-    return Table("Routers", ("router", "width", "MACs", "parameters", "saved"), rows, frozenset({1, 2, 3, 4}))
+    return Table(
+        "Routers", ("router", "width", "MACs", "parameters", "with it, of dense"), rows, frozenset({1, 2, 3, 4})
+    )

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from coterie.errors import OptionError
 from coterie.experts import ConvExperts
+from coterie.models.vision.gates import image_router
 from coterie.models.vision.model import NETWORKS, VisionModel
 from coterie.models.vision.spec import ImageRouter, VisionSpec
 from coterie.models.vision.steps import Steps
 from coterie.models.vision.trip import Site, Trip
-from coterie.routers import Router
+from coterie.routers import Router, Score
 from coterie.routing import RouteContext
 
 __all__ = ["LayerCost", "VisionCost", "smaller_routers", "vision_cost"]
@@ -135,11 +136,29 @@ def smaller_routers(spec: VisionSpec, widths: Iterable[int] = (16, 8)) -> list[V
         raise OptionError("only a network with experts and placement='image' has a router that could be smaller.")
     residual = [(router, width) for router in get_args(ImageRouter) if router != "small" for width in widths]
     specs = [replace(spec, router=router, router_width=width) for router, width in [*residual, ("small", 16)]]
-    return sorted(map(vision_cost, specs), key=lambda cost: -cost.router)
+    cost = vision_cost(spec)
+    return sorted((_with_router(cost, each) for each in specs), key=lambda each: -each.router)
 
 
 def _without_experts(spec: VisionSpec, ratio: float) -> VisionSpec:
-    return replace(spec, experts=0, ratio=ratio)
+    """Fields of experts and router as they are by default, so that equal networks are equal specs."""
+    plain = VisionSpec()
+    fields = ("norm", "router", "router_width", "router_size", "router_bound", "placement", "gate")
+    return replace(spec, experts=0, ratio=ratio, **{name: getattr(plain, name) for name in fields})
+
+
+def _with_router(cost: VisionCost, spec: VisionSpec) -> VisionCost:
+    """``cost`` of the same network with the image router of ``spec``."""
+    with torch.device("meta"):
+        score = image_router(spec).score.eval()
+        images = torch.empty(1, spec.channels, spec.seen_size, spec.seen_size)
+        layers = list(_of_router("planner.router", score, images))
+    parameters = sum(parameter.numel() for parameter in score.parameters())
+    more = parameters - cost.router_parameters
+    network = [layer for layer in cost.layers if layer.part != "router"]
+    return VisionCost(
+        spec, (*network, *layers), cost.parameters + more, parameters, cost.active_parameters + more
+    )  # fmt: skip
 
 
 def _of_network(model: VisionModel, name: str, module: nn.Module, y: Tensor) -> LayerCost:
@@ -153,8 +172,12 @@ def _of_routers(model: VisionModel, images: Tensor) -> Iterator[LayerCost]:
     for path, part in model.named_modules():
         if isinstance(part, Router):
             x = model.seen_by_router(images) if model.planner is not None else _input_of(model, path)
-            for name, module, y in _watched(part.score, partial(part.score, x, RouteContext())):
-                yield _cost(f"{path}.score.{name}", "router", module, y, module)
+            yield from _of_router(path, part.score, x)
+
+
+def _of_router(path: str, score: Score, x: Tensor) -> Iterator[LayerCost]:
+    for name, module, y in _watched(score, partial(score, x, RouteContext())):
+        yield _cost(f"{path}.score.{name}", "router", module, y, module)
 
 
 def _input_of(model: VisionModel, path: str) -> Tensor:

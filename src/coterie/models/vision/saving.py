@@ -19,7 +19,7 @@ from coterie.models.vision.model import VisionModel
 from coterie.models.vision.spec import VisionSpec
 from coterie.ranges import TensorRange, read_header
 
-__all__ = ["is_vision", "load_vision", "read_vision", "save_vision"]
+__all__ = ["check_vision", "is_vision", "load_vision", "read_vision", "save_vision"]
 
 _OURS = ("model_type", "coterie")  # fields of config.json beside those of the spec
 _FLOATS = {"F16", "BF16", "F32", "F64"}
@@ -56,11 +56,7 @@ def load_vision(directory: str | Path) -> VisionModel:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path, spec = Path(directory).expanduser(), read_vision(directory)
-    with torch.device("meta"):
-        model = VisionModel(spec)
-    expected = model.state_dict()
-    _check_tensors(expected, read_header(path / SINGLE), path)
+    path, model = Path(directory).expanduser(), check_vision(directory)
     try:
         state = load_file(path / SINGLE)
     except (OSError, SafetensorError) as error:
@@ -69,6 +65,20 @@ def load_vision(directory: str | Path) -> VisionModel:
     wide = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     model.load_state_dict(wide, assign=True)
     return model.eval()
+
+
+def check_vision(directory: str | Path) -> VisionModel:
+    """The network of a directory without weights, on the meta device: config.json and headers are true.
+
+    Raises:
+        CheckpointError: as of `load_vision`, but for what takes reading a weight.
+    """
+    spec = read_vision(directory)
+    with torch.device("meta"):
+        model = VisionModel(spec)
+    path = Path(directory).expanduser()
+    _check_tensors(model.state_dict(), read_header(path / SINGLE), path)
+    return model
 
 
 def read_vision(directory: str | Path) -> VisionSpec:

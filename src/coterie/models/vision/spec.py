@@ -150,9 +150,10 @@ class VisionSpec:
         if self.routed and self.placement == "image":
             least = max(least, 4)
         if self.image_size < least:
+            smaller = "" if self.architecture == "small" else " the architecture 'small', or"
             raise OptionError(
                 f"{self.architecture} needs images of {least} pixels or more, found image_size={self.image_size}. "
-                "Choose the architecture 'small', or larger images."
+                f"Choose{smaller} larger images."
             )
 
 
