@@ -116,18 +116,15 @@ def train(
     from coterie.errors import OptionError
     from coterie.training.memory import keep_memory
 
-    if (what is None) == (model is None):
-        raise OptionError(
-            "Give a recipe (coterie train top-p) or a checkpoint (--model DIR --router top_p): one of them."
-        )
     target = out or Path(f"my-{'model' if what is None else Path(what).stem}")
     alone = {"--router": router, "--option": option, "--target-mean-experts": target_mean_experts, "--freeze": freeze}
     changes = {"steps": steps, "seed": seed, "rate": rate, "batch": batch, "length": length, "text": text}
     of_images = images is not None or epochs is not None or is_robust(what)
     if of_images:
         text_alone = {"--text": text, "--steps": steps, "--length": length, "--domains": domains, "--sources": sources}
-        check_images_options(what, images, {**text_alone, **alone, "--option": None})
+        check_images_options(what, images, {**text_alone, **alone, "--model": model, "--option": None})
     else:
+        _check_one(what, model)
         _check_together(what, model, alone, {"--domains": domains, "--sources": sources})
     keep_memory()
     try:
@@ -147,6 +144,15 @@ def train(
     if not quiet:
         hint = f'coterie run {target} "Once"' if not of_images else f"coterie attack {target} TEST_IMAGES"
         print(f"{told} Try: {hint}", file=sys.stderr)
+
+
+def _check_one(what: str | None, model: str | None) -> None:
+    from coterie.errors import OptionError
+
+    if (what is None) == (model is None):
+        raise OptionError(
+            "Give a recipe (coterie train top-p) or a checkpoint (--model DIR --router top_p): one of them."
+        )
 
 
 def _check_together(what: str | None, model: str | None, by_model: dict[str, Any], by_pocket: dict[str, Any]) -> None:

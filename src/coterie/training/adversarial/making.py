@@ -119,9 +119,9 @@ def _check_same(recipe: RobustRecipe, data: ImageData, work: Path) -> None:
     if kept.exists():
         found = json.loads(kept.read_text(encoding="utf-8"))
     if found is not None and found != now:
-        what = "recipe" if found.get("recipe") != now["recipe"] else "images"
+        what = "by another recipe" if found.get("recipe") != now["recipe"] else "with other images"
         raise OptionError(
-            f"{work} holds a training with another {what}. Only rates may change on the way: give what it was begun "
+            f"{work} holds a training {what}. Only rates may change on the way: give what it was begun "
             "with, or another --out."
         )
     work.mkdir(parents=True, exist_ok=True)
