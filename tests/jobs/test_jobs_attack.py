@@ -10,8 +10,7 @@ import torch
 from attack_models import CLASSES, SPEC, Linear, RoutedLinear, patterns, trained
 
 from coterie.errors import OptionError
-from coterie.jobs import attack
-from coterie.jobs.attacking import Kind, Threat
+from coterie.jobs.attacking import Kind, Threat, attack
 from coterie.jobs.attacking.victim import Victim
 from coterie.jobs.attacking.ways import Scene, run_way, ways_for
 from coterie.models.vision import load_vision, save_vision

@@ -8,8 +8,7 @@ import torch
 from attack_models import Linear, patterns, trained
 
 from coterie.errors import MissingExtraError
-from coterie.jobs import attack
-from coterie.jobs.attacking import Kind, Threat, art
+from coterie.jobs.attacking import Kind, Threat, art, attack
 from coterie.training.images import ImageData
 
 EPSILON = 0.1

@@ -10,8 +10,7 @@ from attack_models import Around, Linear, patterns, trained
 from torch import nn
 
 from coterie.errors import AttackError, CheckpointError
-from coterie.jobs import attack
-from coterie.jobs.attacking import Threat, Verdict
+from coterie.jobs.attacking import Threat, Verdict, attack
 from coterie.models.vision import save_vision
 
 THREAT = Threat(0.15, 8, images=60)

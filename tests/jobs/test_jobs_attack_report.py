@@ -10,8 +10,7 @@ import pytest
 from attack_models import patterns, trained
 
 from coterie.errors import OptionError
-from coterie.jobs import attack
-from coterie.jobs.attacking import Check, Threat, Verdict
+from coterie.jobs.attacking import Check, Threat, Verdict, attack
 
 
 @pytest.fixture(scope="module")
