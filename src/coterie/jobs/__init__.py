@@ -1,5 +1,8 @@
 """Tasks that join the rooms below: load a model under a budget, plan it, verify it, find what a name means."""
 
+from coterie.jobs.attacking.attack import attack
+from coterie.jobs.attacking.report import AttackReport
+from coterie.jobs.attacking.threat import Threat
 from coterie.jobs.checking.doctor import doctor
 from coterie.jobs.checking.findings import Diagnosis
 from coterie.jobs.finishing.export import export
@@ -26,6 +29,7 @@ from coterie.jobs.tracing.statistics import Calibration, collect_statistics
 from coterie.jobs.tracing.usage import Usage, usage
 
 __all__ = [
+    "AttackReport",
     "Averaged",
     "Budget",
     "Calibration",
@@ -42,11 +46,13 @@ __all__ = [
     "Report",
     "Residence",
     "Split",
+    "Threat",
     "UpcyclePlan",
     "Upcycled",
     "Usage",
     "VisionInspection",
     "add_expert",
+    "attack",
     "average_models",
     "collect_statistics",
     "compress",
