@@ -117,17 +117,19 @@ def test_feed_forwards_are_found_whatever_they_are_called(tmp_path, kind, option
     [
         ("llama", {"mlp_bias": True}, "feed-forwards have biases"),
         ("llama", {"attention_bias": True}, "attention has a bias on the way out"),
-        ("gemma3_text", {}, "no native mixture has its attention"),
-        ("gpt2", {}, "have biases"),
-        ("qwen3", {}, "shared expert"),
+        ("gemma3_text", {}, "its attention or its shared expert has no place there"),
+        ("gpt2", {}, "its attention or its shared expert has no place there"),
+        ("qwen3", {}, "family 'qwen3' with a shared expert cannot be written as qwen3_moe"),
     ],
 )
-def test_what_no_family_has_is_refused(tmp_path, kind, options, words):
+def test_what_no_native_family_has_stays_what_it_is(tmp_path, kind, options, words):
     from coterie.surgery.mixture import mixture_family
 
     dense, _ = saved(tmp_path / "a", kind, **options)
-    with pytest.raises(UnsupportedError, match=words):
-        mixture_family(dense, shared=kind == "qwen3")
+    shared = kind == "qwen3"
+    assert mixture_family(dense, shared=shared).name == "coterie"
+    with pytest.raises(OptionError, match=words):
+        mixture_family(dense, "qwen3_moe" if shared else "mixtral", shared=shared)
 
 
 def test_bad_input(tmp_path):

@@ -14,8 +14,9 @@ from coterie.surgery.layer import LayerExperts, NewLayer, read_layer
 from coterie.surgery.masked import masked
 from coterie.surgery.merge_plan import MERGES, MergeOptions, plan_merge
 from coterie.surgery.method import Method
-from coterie.surgery.mixture import FAMILY_NAMES, NewMixture
+from coterie.surgery.mixture import FAMILY_NAMES
 from coterie.surgery.moments import InputMoments
+from coterie.surgery.new_mixture import NewMixture
 from coterie.surgery.prune_plan import PRUNES, PruneOptions, plan_prune
 from coterie.surgery.quantize import quantize_layer
 from coterie.surgery.ranks import MatrixSpectrum, allocate_ranks

@@ -91,7 +91,7 @@ def average(
             _write(writer, name, [model.ranges.get(name) for model in models], shares, files)
         writer.complete(read_config_json(base.path), lambda part: _beside(base, part, about))
         made = Rewritten(
-            out, "native" if base.stored is None else _container(base), size_of(base), size_of(open_any(writer.part)),
+            out, _container(base), size_of(base), size_of(open_any(writer.part)),
             held=writer.held,
         )  # fmt: skip
         write_card(writer.part, base, about, made, models[1:])
@@ -199,4 +199,7 @@ def _beside(base: Checkpoint, part: Path, about: Method) -> None:
 
 
 def _container(base: Checkpoint) -> str:
-    return "alias" if base.stored is not None and base.stored.router is None else "coterie"
+    stored = base.stored
+    if stored is None:
+        return "native"
+    return "alias" if stored.router is None and stored.mixture is None else "coterie"

@@ -49,8 +49,8 @@ model = AutoModelForCausalLM.from_pretrained("{name}")
 
 or `coterie run {name} --memory 4GiB`. For plain transformers, at the size of the original:
 `coterie export {name} --format native --out DIR`.""",
-    "coterie": """Its layers differ in a way that plain transformers cannot say: it refuses the directory rather
-than load it wrongly. With Coterie:
+    "coterie": """It has what plain transformers cannot say: that refuses the directory rather than load it
+wrongly. With Coterie:
 
 ```python
 import coterie.models

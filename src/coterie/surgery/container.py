@@ -49,6 +49,11 @@ def refuse_early(checkpoint: Checkpoint, layers: list[SiteExperts], container: s
             "have as many experts, each with its own row of the gate."
         )
     if container in ("native", "alias") and CONTAINERS.index(needed) > CONTAINERS.index(container):
+        if checkpoint.stored is not None and checkpoint.stored.mixture is not None:
+            raise OptionError(
+                f"The {container} container cannot hold this: transformers has no mixture of the family "
+                f"{checkpoint.config.model_type!r}. Choose the coterie container."
+            )
         raise OptionError(_cannot_say(layers, container, needed, layer))
 
 

@@ -12,23 +12,20 @@ from torch import Tensor
 
 from coterie.errors import CheckpointError, UnsupportedError
 from coterie.experts import FFNShape, method_of
-from coterie.experts.shape import ACTIVATIONS
 from coterie.models.checkpoint import Checkpoint, resolve
 from coterie.models.checksum import Seal
 from coterie.models.compat import DiskNames, read_config, resident_bytes, skeleton, text_config
-from coterie.models.compat.gating import activation_of
 from coterie.models.families import check_family
 from coterie.models.feed_forwards import FFNSite, find_ffns
 from coterie.models.layout import sort_tensors
 from coterie.models.shards import quantization_of, read_config_json, read_ranges
 from coterie.models.tensors import FLOATS
 from coterie.surgery.finite import is_finite
+from coterie.surgery.form import form_of
 from coterie.surgery.orientation import canonical
+from coterie.surgery.reading import read_whole
 
 __all__ = ["DenseCheckpoint", "DenseFFN", "DenseLayer", "open_dense", "read_ffn"]
-
-_GATES, _UPS = ("gate", "w1", "wi_0"), ("up", "w3", "wi_1", "fc1", "fc_in", "c_fc", "fc", "wi", "dense_h_to_4h")
-_ACTIVATIONS = ("act_fn", "activation_fn", "act", "activation")
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,8 @@ class DenseFFN:
         shape: of it, in the canonical orientation.
         disk: as its matrices lie: fused, transposed, or neither.
         names: weight (``gate_up_proj``, ``down_proj_bias``...) -> name on disk.
+        loose: where its parts lie in the decoder layer ``name`` beside others (OPT), the children that go up, activate
+            and go down; else empty.
     """
 
     name: str
@@ -48,6 +47,22 @@ class DenseFFN:
     shape: FFNShape
     disk: FFNShape = field(repr=False)
     names: Mapping[str, str] = field(repr=False)
+    loose: tuple[str, ...] = ()
+
+    @property
+    def block(self) -> str:
+        """Path of the module whose place a mixture takes."""
+        return f"{self.name}.{self.loose[0]}" if self.loose else self.name
+
+    @property
+    def empty(self) -> tuple[str, ...]:
+        """Paths of modules that hand on what they are given once a mixture is there."""
+        return tuple(f"{self.name}.{child}" for child in self.loose[1:])
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Paths of the modules that hold the feed-forward's weights and nothing else."""
+        return tuple(f"{self.name}.{child}" for child in (self.loose[0], self.loose[2])) if self.loose else (self.name,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,10 +141,10 @@ def read_ffn(dense: DenseCheckpoint, ffn: DenseFFN) -> DenseLayer:
     Raises:
         CheckpointError: a file is gone or truncated, or a tensor holds NaN or infinity; says which.
     """
-    readers = dense.dense_readers()
     weights = {}
     for weight, name in ffn.names.items():
-        weights[weight] = readers[name]()
+        encoded = dense.encoded.get(name)
+        weights[weight] = encoded.read() if encoded is not None else read_whole(dense.dense[name])
         if not is_finite(weights[weight]):
             raise CheckpointError(
                 f"{dense.path}: {name!r} holds NaN or infinity. Nothing can be made of it: copy or download it again."
@@ -155,64 +170,13 @@ def _ffns(body: Any, opened: Checkpoint) -> tuple[DenseFFN, ...]:
 
 def _ffn(body: Any, opened: Checkpoint, site: FFNSite, on_disk: Mapping[str, str]) -> DenseFFN:
     block: Any = site.block
-    roles = _roles(site, opened)
-    conv = type(block.get_submodule(site.down)).__name__ == "Conv1D"
-    bias = getattr(block.get_submodule(site.down), "bias", None) is not None
-    fused = "gate_up_proj" in roles
+    form = form_of(site, str(opened.path))
     width = int(text_config(body.config).hidden_size)
-    gated, activation = fused or "gate_proj" in roles, _activation(block, opened)
-    options: dict[str, Any] = {"gated": gated, "bias": bias, "activation": activation}
-    shape = FFNShape(width, site.inner, fused=False, **options)
-    disk = FFNShape(width, site.inner, fused=fused, transposed=conv, **options)
     names = {}
-    for role, child in roles.items():
+    for role, child in form.roles.items():
         for end, kind in (("", "weight"), ("_bias", "bias")):
-            full = f"{site.name}.{child}.{kind}"
             if getattr(block.get_submodule(child), kind, None) is not None:
-                names[f"{role}{end}"] = on_disk[full]
-    if names.keys() != disk.weight_shapes().keys():
-        raise UnsupportedError(
-            f"{opened.path}: the feed-forward {site.name} has {sorted(names)}, a known one "
-            f"{sorted(disk.weight_shapes())}."
-        )
-    return DenseFFN(site.name, site.layer, shape, disk, names)
-
-
-def _roles(site: FFNSite, opened: Checkpoint) -> dict[str, str]:
-    """Weight -> child of the block, gate first."""
-    if len(site.ups) == 1:
-        rows: Any = site.block.get_submodule(site.ups[0])
-        out = getattr(rows, "out_features", None) or rows.weight.shape[1]
-        return {"up_proj" if out == site.inner else "gate_up_proj": site.ups[0], "down_proj": site.down}
-    gates = [child for child in site.ups if _named(child, _GATES)]
-    if len(gates) != 1:
-        raise UnsupportedError(
-            f"{opened.path}: which of {', '.join(site.ups)} in {site.name} is the gate cannot be told from their names."
-        )
-    up = next(child for child in site.ups if child != gates[0])
-    return {"gate_proj": gates[0], "up_proj": up, "down_proj": site.down}
-
-
-def _named(child: str, words: tuple[str, ...]) -> bool:
-    return any(child == word or child.startswith(f"{word}_") for word in words)
-
-
-def _activation(block: Any, opened: Checkpoint) -> str:
-    found = next((getattr(block, name) for name in _ACTIVATIONS if hasattr(block, name)), None)
-    if found is None:
-        from transformers.activations import ACT2FN
-
-        config = text_config(opened.config)
-        names = (getattr(config, each, None) for each in ("hidden_act", "activation_function", "hidden_activation"))
-        named = next((name for name in names if name), None)
-        if named is None:
-            raise UnsupportedError(f"{opened.path}: its feed-forward does not say how it activates.")
-        found = ACT2FN[named]
-    try:
-        return activation_of(found)
-    except UnsupportedError:
-        line = torch.linspace(-8, 8, 97)
-        near = (name for name, ours in ACTIVATIONS.items() if torch.allclose(ours(line), found(line), atol=1e-6))
-        if (name := next(near, None)) is None:
-            raise
-        return name
+                names[f"{role}{end}"] = on_disk[f"{site.name}.{child}.{kind}"]
+    loose = (form.roles["up_proj"], form.between, form.roles["down_proj"]) if site.loose else ()
+    disk = form.shape(width, site.inner, fused=form.fused, transposed=form.turned)
+    return DenseFFN(site.name, site.layer, form.shape(width, site.inner), disk, names, loose)

@@ -1,10 +1,9 @@
-"""A dense checkpoint written as a mixture of experts of a native family, one layer in memory at a time."""
+"""A dense checkpoint written as a mixture of experts, one layer in memory at a time."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coterie.errors import CheckpointError, OptionError
+from coterie.errors import OptionError
 from coterie.models.checkpoint import open_checkpoint
 from coterie.models.compat import class_without, load_dense, skeleton
+from coterie.models.dense_mixture import take_place
+from coterie.models.stored import Stored, write_stored
 from coterie.surgery.card import write_card
 from coterie.surgery.dense import DenseCheckpoint, DenseLayer, read_ffn
+from coterie.surgery.forward import by_channels
+from coterie.surgery.marks import Marks, marks_of
 from coterie.surgery.method import Method
-from coterie.surgery.mixture import EMPTY, MixtureFamily, NewMixture, mixture_family
+from coterie.surgery.mixture import mixture_family
+from coterie.surgery.new_mixture import MixtureTarget, NewMixture
 from coterie.surgery.rewrite import MAX_SHARD, Rewritten, Say, copy_beside
 from coterie.surgery.size import size_of
-from coterie.surgery.verify import NEAR, logits_of, probe_ids, written_logits
+from coterie.surgery.verify import check_written, logits_of, probe_ids
 from coterie.surgery.writer import CheckpointWriter, refuse_existing
 
 __all__ = ["from_dense", "mixture_host"]
@@ -45,98 +49,127 @@ def from_dense(
     """Write ``dense`` with every feed-forward replaced by the mixture that ``edit`` makes of it. Blocks.
 
     Attention, norms, embeddings and head are copied byte for byte; norm epsilon, rotation, tied embeddings and window
-    of the dense config are carried over. The result loads in plain transformers.
+    of the dense config are carried over. Where a native family has all of it, the result loads in plain transformers;
+    else it is the dense family's own format with coterie.json.
 
     Args:
         dense: of `open_dense`.
         out: the directory to make; must not exist.
         edit: one feed-forward to its mixture; E, F' and the shared expert's size must be those of the other layers.
-            Called twice per layer, and must say the same.
+            Called once per layer, in order.
         top_k: experts of each token.
         about, progress, resume, max_shard, check: as in `coterie.surgery.rewrite`.
         family: one of `FAMILY_NAMES`; "auto" chooses by what the dense model is.
 
     Raises:
         OptionError: ``out`` exists, layers of different sizes, or a family that cannot hold it.
-        UnsupportedError: no native family has this model's attention.
+        UnsupportedError: feed-forwards that differ from layer to layer.
         CheckpointError: the source is damaged or holds NaN, the disk is full, or the check failed.
     """
     out, say = Path(out).expanduser(), progress or (lambda *_: None)
     refuse_existing(out, resume)
-    first = edit(read_ffn(dense, dense.ffns[0])).checked(dense.ffns[0].shape.width, "layer 0")
+    first = edit(read_ffn(dense, dense.ffns[0])).checked(dense.ffns[0].shape, "layer 0")
     sizes = first.sizes
     if not 1 <= top_k <= sizes[0]:
         raise OptionError(f"A token goes to 1 up to all of the {sizes[0]} experts, not {top_k}.")
     target = mixture_family(dense, family, shared=first.shared is not None)
-    config = target.config(dense, sizes, top_k)
+    config, stored = target.written_config(dense, sizes, top_k), target.stored(dense, sizes, top_k, about)
     job = {
         "source": dense.fingerprint(), "method": about.as_record(), "container": target.name, "sizes": [*sizes, top_k]
     }  # fmt: skip
     per_layer = 3 * sizes[0] + 8
     names = (90 * per_layer * len(dense.ffns) + sum(map(len, dense.ranges)), per_layer * len(dense.ffns) + 400)
     with CheckpointWriter(out, job, names=names, max_shard=max_shard, resume=resume) as writer:
-        layers = _write_layers(dense, edit, target, sizes, writer, say)
-        write_rest(dense, writer)
-        writer.complete(json.loads(config.to_json_string(use_diff=False)), lambda part: copy_beside(dense.path, part))
+        layers = _NewMixtures(dense, edit, target, writer, say, first, mark=check)
+        expected = logits_of(mixture_host(dense, layers.make, top_k), probe_ids(dense)) if check else None
+        layers.make_rest()
+        copied = write_rest(dense, writer)
+        writer.complete(config, lambda part: _beside(dense, stored, part))
         written = open_checkpoint(writer.part)
-        difference = _check(dense, edit, top_k, writer.part) if check else None
+        difference = None
+        if expected is not None:
+            say("Checking", len(dense.ffns), len(dense.ffns))
+            marks = dict(zip([site.name for site in written.sites], layers.marks, strict=True))
+            difference = check_written(dense, written, expected, marks, copied)
         made = Rewritten(
-            out, "native", size_of(dense), size_of(written), layers, difference, writer.held
+            out, target.container, size_of(dense), size_of(written), layers.about, difference, writer.held
         )  # fmt: skip
         write_card(writer.part, dense, about, made)
         writer.move()
     return made
 
 
-def _write_layers(
-    dense: DenseCheckpoint, edit: MixtureEdit, target: MixtureFamily, sizes: tuple[int, int, int],
-    writer: CheckpointWriter, say: Say,
-) -> dict[int, Mapping[str, Any]]:  # fmt: skip
-    layers: dict[int, Mapping[str, Any]] = {}
-    for number, ffn in enumerate(dense.ffns):
-        say(f"Layer {ffn.layer}", number, len(dense.ffns))
-        if (kept := writer.unit(ffn.name)) is not None:
-            layers[ffn.layer] = kept
-            continue
-        layer = read_ffn(dense, ffn)
-        new = edit(layer).checked(ffn.shape.width, f"layer {ffn.layer}")
-        if new.sizes != sizes:
+class _NewMixtures:
+    """Makes and writes the mixtures, each when a forward comes to its feed-forward.
+
+    Attributes:
+        about: what the edit said of each layer, by the layer's number.
+        marks: of the experts of each, in order.
+    """
+
+    def __init__(
+        self, dense: DenseCheckpoint, edit: MixtureEdit, target: MixtureTarget, writer: CheckpointWriter, say: Say,
+        first: NewMixture, *, mark: bool,
+    ) -> None:  # fmt: skip
+        self.dense, self.edit, self.target, self.writer, self.say, self.mark = dense, edit, target, writer, say, mark
+        self.sizes = first.sizes
+        self._first: NewMixture | None = first
+        self.about: dict[int, Mapping[str, Any]] = {}
+        self.marks: list[Marks] = []
+
+    def make(self, layer: DenseLayer) -> NewMixture:
+        """Edit, check and write one layer; tensors that an earlier writer has written stay."""
+        ffn, number = layer.ffn, len(self.about)
+        self.say(f"Layer {ffn.layer}", number, len(self.dense.ffns))
+        new, self._first = self._first, None
+        if new is None:
+            new = self.edit(layer).checked(ffn.shape, f"layer {ffn.layer}")
+        if new.sizes != self.sizes:
             raise OptionError(
-                f"layer {ffn.layer} has (experts, inner width, shared width) {new.sizes}, the first {sizes}: "
+                f"layer {ffn.layer} has (experts, inner width, shared width) {new.sizes}, the first {self.sizes}: "
                 "config.json has one number for all layers. Make them alike."
             )
-        names = []
-        for name, tensor in target.tensors(number, new, layer.weights["down_proj"].dtype, sizes[2] or EMPTY):
-            writer.add(name, tensor)
+        names, dtype = [], layer.weights["down_proj"].dtype
+        for name, tensor in self.target.tensors(number, ffn, new, dtype):
+            self.writer.add(name, tensor)
             names.append(name)
-        layers[ffn.layer] = json.loads(json.dumps(dict(new.about or {}), default=str))
-        writer.finish_unit(ffn.name, layers[ffn.layer], names)
-    return layers
+        self.about[ffn.layer] = json.loads(json.dumps(dict(new.about or {}), default=str))
+        self.writer.finish_unit(ffn.name, self.about[ffn.layer], names)
+        if self.mark:
+            self.marks.append(marks_of(new.experts, dtype))
+        return new
+
+    def make_rest(self) -> None:
+        """Without a check nothing has been asked for: all, but for what an earlier writer finished."""
+        for ffn in self.dense.ffns[len(self.about) :]:
+            if (kept := self.writer.unit(ffn.name)) is not None:
+                self.about[ffn.layer], self._first = kept, None
+            else:
+                self.make(read_ffn(self.dense, ffn))
 
 
-def write_rest(dense: DenseCheckpoint, writer: CheckpointWriter) -> None:
-    """Everything that is no feed-forward, as it is; what is quantised as floats, like the feed-forwards."""
+def _beside(dense: DenseCheckpoint, stored: Stored | None, part: Path) -> None:
+    copy_beside(dense.path, part)
+    if stored is not None:
+        write_stored(part, stored)
+
+
+def write_rest(dense: DenseCheckpoint, writer: CheckpointWriter) -> list[str]:
+    """Everything that is no feed-forward, as it is; what is quantised as floats, like the feed-forwards.
+
+    Returns the names of what was copied as it is.
+    """
     gone = {name for ffn in dense.ffns for name in ffn.names.values()}
     made = {(part.path, part.start) for each in dense.encoded.values() for part in each.parts.values()}
-    for name, part in dense.dense.items():
-        if name not in gone and (part.path, part.start) not in made:
-            writer.copy(name, part)
+    copied = [
+        name for name, part in dense.dense.items() if name not in gone and (part.path, part.start) not in made
+    ]  # fmt: skip
+    for name in copied:
+        writer.copy(name, dense.dense[name])
     for name, encoded in dense.encoded.items():
         if name not in gone:
             writer.add(name, encoded.read(dense.compute_dtype))
-
-
-def _check(dense: DenseCheckpoint, edit: MixtureEdit, top_k: int, path: Path) -> float:
-    ids = probe_ids(dense, 16)
-    expected = logits_of(mixture_host(dense, edit, top_k), ids)
-    found = written_logits(path, ids)
-    difference = float((found - expected).abs().max() / expected.std().clamp(min=1e-6))
-    if not difference <= NEAR:
-        raise CheckpointError(
-            f"The written model does not answer as the edit does: logits differ by {difference:.2g} of their spread, "
-            f"where rounding makes {NEAR:g} at most. Nothing was put in place."
-        )
-    return difference
+    return copied
 
 
 def mixture_host(dense: DenseCheckpoint, edit: MixtureEdit | None, top_k: int) -> Any:
@@ -145,12 +178,12 @@ def mixture_host(dense: DenseCheckpoint, edit: MixtureEdit | None, top_k: int) -
     ``edit=None``: the feed-forwards themselves, read one at a time.
     """
     body = skeleton(dense.config, torch.float32)
-    names = [*dense.beside, *(ffn.name for ffn in dense.ffns)]
+    names = [*dense.beside, *(path for ffn in dense.ffns for path in ffn.held)]
     taken = {name for ffn in dense.ffns for name in ffn.names.values()}
-    readers = {name: read for name, read in dense.dense_readers().items() if name not in taken}
+    readers = {name: read for name, read in dense.dense_readers(keep=True).items() if name not in taken}
     host = load_dense(class_without(type(body), names), dense.path, body.config, readers, torch.float32)
-    for ffn in dense.ffns:
-        host.set_submodule(ffn.name, _Mixture(dense, ffn, edit, top_k))
+    blocks = [(ffn.block, _Mixture(dense, ffn, edit, top_k)) for ffn in dense.ffns]
+    take_place(host, blocks, [path for ffn in dense.ffns for path in ffn.empty], str(dense.path))
     return host.requires_grad_(False).eval()
 
 
@@ -164,7 +197,7 @@ class _Mixture(nn.Module):
         dense, ffn, edit = self.given
         layer = read_ffn(dense, ffn)
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
-        y = computed(x, layer.weights, layer) if edit is None else _mixed(x, edit(layer), layer, self.top_k)
+        y = by_channels(x, layer.weights, layer.shape) if edit is None else _mixed(x, edit(layer), layer, self.top_k)
         return y.view(hidden_states.shape)
 
 
@@ -177,19 +210,7 @@ def _mixed(x: Tensor, new: NewMixture, layer: DenseLayer, top_k: int) -> Tensor:
     for expert in chosen.unique().tolist():
         item, rank = (chosen == expert).nonzero(as_tuple=True)
         own = {name: stack[expert].to(dtype) for name, stack in new.experts.items()}
-        y[item] += computed(x[item], own, layer) * weights[item, rank, None]
+        y[item] += by_channels(x[item], own, layer.shape) * weights[item, rank, None]
     if new.shared is not None:
-        y = y + computed(x, {name: weight.to(dtype) for name, weight in new.shared.items()}, layer)
+        y = y + by_channels(x, {name: weight.to(dtype) for name, weight in new.shared.items()}, layer.shape)
     return y
-
-
-def computed(x: Tensor, weights: Mapping[str, Tensor], layer: DenseLayer) -> Tensor:
-    """[n, D] through one feed-forward with the activation of ``layer``."""
-
-    def linear(name: str, rows: Tensor) -> Tensor:
-        bias = weights.get(f"{name}_bias")
-        return F.linear(rows, weights[name].to(x.dtype), None if bias is None else bias.to(x.dtype))
-
-    shape = replace(layer.shape, inner=weights["up_proj"].shape[0])
-    gate = linear("gate_proj", x) if shape.gated else None
-    return linear("down_proj", shape.hidden(linear("up_proj", x), gate))

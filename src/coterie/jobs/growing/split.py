@@ -31,7 +31,8 @@ from coterie.surgery.dense_split import Decision, Scale, decide
 from coterie.surgery.feed_forward import feed_forward
 from coterie.surgery.from_dense import from_dense
 from coterie.surgery.method import Method
-from coterie.surgery.mixture import NewMixture, mixture_family
+from coterie.surgery.mixture import mixture_family
+from coterie.surgery.new_mixture import NewMixture
 from coterie.surgery.slice_dense import write_slice
 from coterie.surgery.split import split_layer
 from coterie.surgery.writer import refuse_existing

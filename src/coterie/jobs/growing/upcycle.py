@@ -21,7 +21,8 @@ from coterie.jobs.sheet import Sheet
 from coterie.surgery.dense import DenseCheckpoint, DenseLayer, open_dense, read_ffn
 from coterie.surgery.from_dense import from_dense
 from coterie.surgery.method import Method
-from coterie.surgery.mixture import NewMixture, mixture_family
+from coterie.surgery.mixture import mixture_family
+from coterie.surgery.new_mixture import NewMixture
 from coterie.surgery.upcycle import copies, scaled_down, side_by_side
 from coterie.surgery.writer import refuse_existing
 
