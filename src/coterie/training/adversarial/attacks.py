@@ -167,9 +167,9 @@ class _Ascent:
         ranked = attack.keep == "worst" or attack.restarts > 1
         worst, rank = point, point.new_full((len(point),), -torch.inf)
         for step in range(attack.steps):
-            gradient, reached = self._gradient(point, step)
+            gradient, seen = self._gradient(point, step)
             if attack.keep == "worst":
-                worst, rank = _worse(worst, rank, point, reached)
+                worst, rank = _worse(worst, rank, point, rank_of(attack.aim, seen, self.target).detach())
             point = torch.clamp(point + attack.step_size * gradient.sign_(), low, high)
         if not ranked:
             return point, rank
@@ -177,8 +177,8 @@ class _Ascent:
             reached = rank_of(attack.aim, self.sight(self.model, point, self.ctx), self.target)
         return _worse(worst, rank, point, reached) if attack.keep == "worst" else (point, reached)
 
-    def _gradient(self, point: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """(gradient of the aim at ``point``, rank [B] of the point)."""
+    def _gradient(self, point: Tensor, step: int) -> tuple[Tensor, View]:
+        """(gradient of the aim at ``point``, what was seen there)."""
         point = point.detach().requires_grad_(True)
         seen = self.sight(self.model, point, self.ctx)
         value = value_of(self.attack.aim, seen, self.target)
@@ -187,7 +187,7 @@ class _Ascent:
         peak = _check_gradient(gradient, self.attack.aim, step)
         if self.watch is not None:
             self.watch(step, value.detach(), peak)
-        return gradient, rank_of(self.attack.aim, seen, self.target).detach()
+        return gradient, seen
 
 
 def check_images(images: Tensor, labels: Tensor) -> None:
