@@ -151,3 +151,18 @@ def test_bad_input(tmp_path):
     with pytest.raises(CoterieError, match="truncated"):
         open_dense(tmp_path / "a")
     assert not list(tmp_path.glob("b*"))
+
+
+def test_what_transformers_does_not_load_is_said_in_a_sentence(tmp_path, monkeypatch):
+    class Broken:
+        @staticmethod
+        def from_pretrained(path, **options):
+            raise RuntimeError("size mismatch for layers.0: [3] is not [4].\nAnd more that nobody reads.")
+
+    dense, _ = saved(tmp_path / "a", "llama")
+    monkeypatch.setattr("coterie.surgery.verify.auto_class", lambda config: Broken)
+    with pytest.raises(
+        CheckpointError, match=r"does not load what was written: size mismatch .*\[4\]\. Nothing was put"
+    ):
+        from_dense(dense, tmp_path / "b", dealt(4), top_k=4, about=ABOUT)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
