@@ -11,6 +11,7 @@ from attack_models import patterns, trained
 
 from coterie.errors import OptionError
 from coterie.jobs.attacking import Check, Threat, Verdict, attack
+from coterie.jobs.attacking.words import learned_from, seen_before
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,21 @@ def test_a_failure_is_said_everywhere(report):
     assert "✗ failed" in doubted.html()
     assert "&lt;made&gt;" in doubted.html()
     assert doubted.as_record()["trusted"] is False
+
+
+def test_images_that_were_learned_from_are_known_by_their_source(tmp_path):
+    (tmp_path / "report.json").write_text('{"images": {"source": "digits:train"}}')
+    assert learned_from(tmp_path) == "digits:train"
+    for data in ("digits:train", "digits"):
+        assert "learned from digits:train" in seen_before("digits:train", data)[0]
+    assert seen_before("digits:train", "digits:test") == []
+    assert seen_before("", "digits") == []
+    assert seen_before(str(tmp_path), f"{tmp_path}/.")
+    assert seen_before(str(tmp_path / "a.npz"), str(tmp_path)) == []
+    for text in ("", "[]", '{"images": 3}', "{}", "\0"):
+        (tmp_path / "report.json").write_text(text)
+        assert learned_from(tmp_path) == ""
+    assert learned_from(tmp_path / "none") == ""
 
 
 def test_the_page_is_written_whole_or_not_at_all(report, tmp_path):

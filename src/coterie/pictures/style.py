@@ -49,6 +49,7 @@ STYLE = (
     "th,td{padding:5px 10px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}"
     "th{font-weight:600;color:var(--soft);font-size:13px}"
     "th:first-child,td:first-child,.layers th:nth-child(2),.layers td:nth-child(2){text-align:left}"
+    ".words td:last-child,.words th:last-child{text-align:left;white-space:normal}"
     "small{color:var(--soft)}"
     "tbody tr:last-child td{border-bottom:0}"
     "dl.terms dt{font-weight:600;margin-top:8px}dl.terms dd{margin:0;color:var(--soft);max-width:76ch}"

@@ -22,7 +22,7 @@ from coterie.jobs.attacking.threat import Threat
 from coterie.jobs.attacking.trials import Trials, require_finite_answers, require_finite_weights, steps_points, tried
 from coterie.jobs.attacking.victim import Victim
 from coterie.jobs.attacking.ways import QUERIES, STARTS, Scene, Way, run_way, ways_for
-from coterie.jobs.attacking.words import about, notes_on
+from coterie.jobs.attacking.words import about, learned_from, notes_on, seen_before
 from coterie.models.vision import VisionModel, load_vision
 from coterie.training.adversarial import held_still
 from coterie.training.images import ImageData, check_fit, read_images, shuffled
@@ -86,8 +86,10 @@ def attack(
     with held_still(opened):
         work = _Work(_scene(victim, taken), threat, Gallery(), say)
         report = work.report(ways, taken)
+    learned = "" if isinstance(model, nn.Module) else learned_from(model)
     return replace(
-        report, model=shown, about=about(opened), available=len(images), seconds=time.monotonic() - began
+        report, model=shown, about=about(opened), available=len(images), seconds=time.monotonic() - began,
+        notes=[*seen_before(learned, images.source), *report.notes],
     )  # fmt: skip
 
 

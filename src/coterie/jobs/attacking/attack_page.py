@@ -59,8 +59,8 @@ def _cards(report: AttackReport) -> str:
 
 def _attacks(report: AttackReport) -> str:
     text = "What each attack leaves, and how many images it breaks by itself. The terms are explained below."
-    notes = "".join(f"<p>{escape(note)}</p>" for note in report.notes)
-    return section("Attacks", text, _html(attack_table(report)), notes)
+    notes = [f"<p>{escape(note)}</p>" for note in report.notes]
+    return section("Attacks", text, _html(attack_table(report)), *notes)
 
 
 def _checks(checks: Sequence[Check]) -> str:
@@ -126,11 +126,5 @@ def _html(one: Table) -> str:
 
 
 def _left(made: str) -> str:
-    """The last column holds sentences: they begin at the left and may break."""
-    return f'<div class="sentences">{_SENTENCES}{made}</div>'
-
-
-_SENTENCES = (
-    "<style>.sentences td:last-child,.sentences th:last-child,.sentences td:nth-child(2)"
-    "{text-align:left;white-space:normal}</style>"
-)
+    """The last columns hold sentences: they begin at the left and may break."""
+    return f'<div class="words">{made}</div>'

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -10,7 +13,7 @@ from coterie.jobs.attacking.outcome import Kind, Outcome
 from coterie.jobs.attacking.victim import Victim
 from coterie.models.vision import VisionModel
 
-__all__ = ["about", "notes_on"]
+__all__ = ["about", "learned_from", "notes_on", "seen_before"]
 
 
 def about(model: nn.Module) -> str:
@@ -27,6 +30,27 @@ def about(model: nn.Module) -> str:
     )
     plural = "s, each" if spec.experts > 1 else ""
     return f"{spec.architecture} of {spec.experts} expert{plural}{width}, {router}, {parameters}"
+
+
+def learned_from(directory: str | Path) -> str:
+    """What images the model in ``directory`` says that it was trained on; "" where it does not say."""
+    try:
+        report: Any = json.loads((Path(directory) / "report.json").read_text(encoding="utf-8"))
+        return str(report["images"]["source"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
+def seen_before(learned: str, data: str) -> list[str]:
+    """A sentence where images that were learned from are attacked; none where nothing is known of it."""
+    whole = data == learned.partition(":")[0]  # digits holds digits:train
+    if not learned or not (whole or data == learned or _same_place(data, learned)):
+        return []
+    return [f"The model learned from {learned}, so these images flatter it. Attack others, such as a held-out part."]
+
+
+def _same_place(one: str, other: str) -> bool:
+    return Path(one).exists() and Path(one).resolve() == Path(other).resolve()
 
 
 def notes_on(victim: Victim, outcomes: Sequence[Outcome]) -> list[str]:
