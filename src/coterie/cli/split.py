@@ -19,7 +19,11 @@ EXPORT = "One expert of a split as a plain dense model"
 
 Dense = Annotated[str, typer.Argument(metavar="MODEL", help="A dense checkpoint: directory or hub name.")]
 Family = Annotated[
-    str, typer.Option(help="To write in: mixtral, qwen2_moe, qwen3_moe, or auto: by what MODEL is.")
+    str,
+    typer.Option(
+        help="To write in: mixtral, qwen2_moe, qwen3_moe, flex_olmo, granitemoe, coterie (MODEL's own format with "
+        "coterie.json), or auto: by what MODEL is."
+    ),
 ]  # fmt: skip
 
 

@@ -60,7 +60,11 @@ def upcycle(
     ] = None,
     k: Annotated[int | None, typer.Option("--k", min=1, help="Experts per token. Default: 2.")] = None,
     family: Annotated[
-        str | None, typer.Option(help="To write in: mixtral, qwen2_moe, qwen3_moe. Default: by what MODEL is.")
+        str | None,
+        typer.Option(
+            help="To write in: mixtral, qwen2_moe, qwen3_moe, flex_olmo, granitemoe, or coterie (MODEL's own format "
+            "with coterie.json). Default: by what MODEL is."
+        ),
     ] = None,
     text: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A text to measure perplexity on; may be given often.")
