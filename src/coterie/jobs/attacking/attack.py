@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from coterie.errors import OptionError
-from coterie.jobs.attacking import checks
-from coterie.jobs.attacking.checks import Check
-from coterie.jobs.attacking.examples import Gallery
-from coterie.jobs.attacking.outcome import Answers, Kind, Outcome, share, survivors
+from coterie.jobs.attacking.campaign import forced, run_all
+from coterie.jobs.attacking.doubts import doubts
+from coterie.jobs.attacking.outcome import survivors
 from coterie.jobs.attacking.report import AttackReport
 from coterie.jobs.attacking.tables import class_rows, expert_rows
 from coterie.jobs.attacking.threat import Threat
-from coterie.jobs.attacking.trials import Trials, require_finite_answers, require_finite_weights, steps_points, tried
+from coterie.jobs.attacking.trials import require_finite_answers, require_finite_weights, tried
 from coterie.jobs.attacking.victim import Victim
-from coterie.jobs.attacking.ways import QUERIES, STARTS, Scene, Way, run_way, ways_for
+from coterie.jobs.attacking.ways import Scene, Way, ways_for
 from coterie.jobs.attacking.words import about, learned_from, notes_on, seen_before
 from coterie.models.vision import VisionModel, load_vision
 from coterie.training.adversarial import held_still
@@ -30,7 +28,6 @@ from coterie.training.images import ImageData, check_fit, read_images, shuffled
 __all__ = ["attack"]
 
 Say = Callable[[str], None]
-_WHOLE = ("clean", "end-to-end", "margin")  # with the first starts of the gradient attacks on the whole model
 
 
 def attack(
@@ -84,8 +81,7 @@ def attack(
 
         ways += art_ways(victim, threat, len(images.classes))
     with held_still(opened):
-        work = _Work(_scene(victim, taken), threat, Gallery(), say)
-        report = work.report(ways, taken)
+        report = _report(_scene(victim, taken), taken, ways, threat, say)
     learned = "" if isinstance(model, nn.Module) else learned_from(model)
     return replace(
         report, model=shown, about=about(opened), available=len(images), seconds=time.monotonic() - began,
@@ -110,126 +106,20 @@ def _scene(victim: Victim, data: ImageData) -> Scene:
     return Scene(victim, pixels, labels, clean)
 
 
-@dataclass(eq=False)
-class _Work:
-    scene: Scene
-    threat: Threat
-    gallery: Gallery
-    say: Say
-
-    def report(self, ways: list[Way], data: ImageData) -> AttackReport:
-        scene, victim = self.scene, self.scene.victim
-        outcomes, first, points = [_clean(scene)], scene.clean, []
-        pace = _Pace(self.say, sum(way.passes for way in ways) * len(scene.labels))
-        for way in ways:
-            standing = survivors([one for one in outcomes if one.key in _WHOLE])
-            outcome, found, answers, record = run_way(way, scene, standing, partial(pace.tell, way))
-            pace.finished(way, len(scene.labels))
-            outcomes.append(outcome)
-            self.gallery.look(way, scene, found, answers)
-            if way.key == "end-to-end":
-                first, points = answers, steps_points(scene, record)
-        outcomes = _in_turn(outcomes)
-        trials = tried(scene, self.threat, ~survivors([one for one in outcomes if one.key in _WHOLE]), self.say)
-        robust, right = survivors(outcomes), outcomes[0].correct
-        routes, sites = scene.clean.routes, victim.columns(scene.clean.routes)
-        return AttackReport(
-            "", "", data.source, self.threat, len(data), victim.experts, sites, outcomes,
-            _doubts(scene, outcomes, trials, points, self.threat),
-            class_rows(scene.labels, data.classes, right, robust, routes, victim.experts),
-            [] if routes is None or first.routes is None else
-            expert_rows(routes, first.routes, sites, victim.experts, right, robust, _forced(scene, outcomes)),
-            points, trials.epsilon_curve, trials.checked, self.gallery.examples(scene, data.classes),
-            notes_on(victim, outcomes),
-        )  # fmt: skip
-
-
-def _forced(scene: Scene, outcomes: list[Outcome]) -> dict[int, tuple[float, float]]:
-    """Expert -> accuracy with all images forced through it, clean and attacked so."""
-    found = {}
-    for outcome in outcomes:
-        if outcome.key.startswith("expert-"):
-            expert = int(outcome.key.removeprefix("expert-"))
-            said = scene.victim.answers(scene.images, scene.labels, scene.victim.forced(expert))
-            found[expert] = share(said.predicted == scene.labels), outcome.accuracy
-    return found
-
-
-def _clean(scene: Scene) -> Outcome:
-    correct = scene.clean.predicted == scene.labels
-    kept = None if scene.clean.routes is None else torch.ones_like(correct)
-    low, high = float(scene.images.min()), float(scene.images.max())
-    return Outcome("clean", "clean", "no attack", Kind.CLEAN, correct, ~correct, kept, 0.0, low, high)
-
-
-def _in_turn(outcomes: list[Outcome]) -> list[Outcome]:
-    """With the row that takes the attacks on single experts together, after them."""
-    each = [one for one in outcomes if one.key.startswith("expert-")]
-    if not each:
-        return outcomes
-    kept = [one.kept for one in each if one.kept is not None]
-    together = Outcome(
-        "worst-route", "every route in turn", "right under each expert's own attack: a bound", Kind.BOUND,
-        torch.stack([one.correct for one in each]).all(0), torch.stack([one.broken for one in each]).any(0),
-        torch.stack(kept).all(0) if kept else None, max(one.distance for one in each),
-        min(one.low for one in each), max(one.high for one in each),
+def _report(scene: Scene, data: ImageData, ways: list[Way], threat: Threat, say: Say) -> AttackReport:
+    """All of it but the names."""
+    victim, routes = scene.victim, scene.clean.routes
+    campaign = run_all(scene, ways, say)
+    outcomes = campaign.outcomes
+    trials = tried(scene, threat, ~survivors(campaign.first_starts), say)
+    robust, right, sites = survivors(outcomes), outcomes[0].correct, victim.columns(routes)
+    experts = [] if routes is None or campaign.rerouted is None else expert_rows(
+        routes, campaign.rerouted, sites, victim.experts, right, robust, forced(scene, outcomes)
     )  # fmt: skip
-    last = outcomes.index(each[-1]) + 1
-    return [*outcomes[:last], together, *outcomes[last:]]
-
-
-def _doubts(
-    scene: Scene, outcomes: list[Outcome], trials: Trials, points: list[tuple[int, float]], threat: Threat
-) -> list[Check]:
-    """All checks: those that had runs of their own, and those that follow from the attacks."""
-    attacked, count = outcomes[1:], len(scene.labels)
-    free = next(one for one in attacked if one.key == "gradient-free")
-    own = [one for one in outcomes if not one.key.startswith("art-")]
-    by_gradient = survivors([one for one in own if one is not free])
-    bounds = (max(one.distance for one in attacked), threat.epsilon, min(one.low for one in attacked),
-              max(one.high for one in attacked))  # fmt: skip
-    extra = int((free.broken & by_gradient).sum())
-    made = [
-        *trials.checks, checks.in_ball(*bounds), checks.loss_rises(points), _restarts(outcomes, threat),
-        checks.search_finds_no_more(extra, count, QUERIES),
-    ]  # fmt: skip
-    if len(own) < len(outcomes):
-        made.append(checks.toolbox_finds_no_more(int((survivors(own) & ~survivors(outcomes)).sum()), count))
-    bound = next((one for one in attacked if one.kind is Kind.BOUND), None)
-    if bound is not None and scene.clean.routes is not None and scene.clean.routes.shape[1] == 1:
-        lost = ~survivors(outcomes)
-        made.append(checks.routes_bound(int((bound.correct & lost).sum()), count))
-    return [*made, checks.load(*_load(scene.victim, scene.clean))]
-
-
-def _restarts(outcomes: list[Outcome], threat: Threat) -> Check:
-    before = survivors([one for one in outcomes if one.key in _WHOLE])
-    after = next(one.correct for one in outcomes if one.key == "more-starts")
-    return checks.restarts_help_little(int(before.sum()), int(after.sum()), len(before), threat.restarts, STARTS)
-
-
-def _load(victim: Victim, clean: Answers) -> tuple[list[float], str]:
-    """Shares of clean images per expert where they are least even, and the name of that site; [] of a dense model."""
-    if clean.routes is None:
-        return [], ""
-    counts = [torch.bincount(column, minlength=victim.experts).double() / len(column) for column in clean.routes.T]
-    worst = max(range(len(counts)), key=lambda place: float(counts[place].max()))
-    return counts[worst].tolist(), victim.columns(clean.routes)[worst]
-
-
-@dataclass(eq=False)
-class _Pace:
-    """Says how far the attacks are, and how long they will take."""
-
-    say: Say
-    total: int
-    behind: int = 0
-    began: float = field(default_factory=time.monotonic)
-
-    def tell(self, way: Way, done: int) -> None:
-        passed = self.behind + done * way.passes
-        left = (time.monotonic() - self.began) / passed * (self.total - passed)
-        self.say(f"Attacking, {way.label}: {done:,} images, about {left:.0f} s left for all attacks")
-
-    def finished(self, way: Way, images: int) -> None:
-        self.behind += images * way.passes
+    return AttackReport(
+        "", "", data.source, threat, len(data), victim.experts, sites, outcomes,
+        doubts(scene, campaign, trials, threat),
+        class_rows(scene.labels, data.classes, right, robust, routes, victim.experts), experts,
+        campaign.steps_curve, trials.epsilon_curve, trials.checked, campaign.gallery.examples(scene, data.classes),
+        notes_on(victim, outcomes),
+    )  # fmt: skip
