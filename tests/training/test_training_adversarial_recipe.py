@@ -240,12 +240,16 @@ def test_nothing_is_left_of_a_run_that_could_not_begin(tmp_path):
         train_robust(changed(), images(), out)
 
 
-def test_a_divergence_leaves_the_checkpoints_and_a_lower_rate_goes_on(tmp_path):
-    out, fast = tmp_path / "own", {**WORDS["training"], "epochs": 3, "regime": "joint"}
-    words = {"training": {**fast, "rate": 1e12}, "losses": {"beta": 1}}
+def test_a_divergence_ends_the_run_and_a_lower_rate_may_go_on(tmp_path):
+    fast = {**WORDS["training"], "regime": "joint", "rate": 1e12}
     with pytest.raises(TrainingError, match="At step"):
-        train_robust(changed(**words), images(), out)
-    assert not out.exists()
+        train_robust(changed(training=fast, losses={"beta": 1}), images(), tmp_path / "fast")
+    assert not (tmp_path / "fast").exists()
+    with pytest.raises(Stop):
+        train_robust(changed(), images(), tmp_path / "own", progress=stop_at(3))
+    lower = changed(training={**WORDS["training"], "rate": 1e-3}, router={**WORDS["router"], "rate": 1e-4})
+    train_robust(lower, images(), tmp_path / "own", resume=True)
+    assert load_vision(tmp_path / "own").spec.experts == 2
 
 
 def test_images_may_be_named(tmp_path):
