@@ -177,6 +177,11 @@ def _ffn(body: Any, opened: Checkpoint, site: FFNSite, on_disk: Mapping[str, str
         for end, kind in (("", "weight"), ("_bias", "bias")):
             if getattr(block.get_submodule(child), kind, None) is not None:
                 names[f"{role}{end}"] = on_disk[f"{site.name}.{child}.{kind}"]
+    if len(set(names.values())) < len(names):  # one tensor that transformers takes apart when it loads
+        raise UnsupportedError(
+            f"{opened.path} stores several weights of {site.name} in one tensor, a layout that Coterie does not read "
+            "yet. Load and save the checkpoint with transformers, save_original_format=False."
+        )
     loose = (form.roles["up_proj"], form.between, form.roles["down_proj"]) if site.loose else ()
     disk = form.shape(width, site.inner, fused=form.fused, transposed=form.turned)
     return DenseFFN(site.name, site.layer, form.shape(width, site.inner), disk, names, loose)
