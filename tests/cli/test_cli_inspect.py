@@ -138,3 +138,22 @@ def test_a_directory_of_texts_is_read(coterie, tiny, tmp_path):
     assert done.exit_code == 0, done.output
     assert "a.txt" in done.stdout
     assert "b.txt" in done.stdout
+
+
+def test_statistics_tell_use_weight_and_likeness(tiny, coterie, text, tmp_path):
+    told = tmp_path / "stats.safetensors"
+    assert coterie("trace", tiny, "--text", text, "--statistics", told, "--sample", 8).exit_code == 0
+    result = coterie("inspect", tiny, "--statistics", told)
+    assert result.exit_code == 0, result.output
+    for word in ("busiest", "most weight", "nearest by output", "most alike", "counted on", "notes.txt", "verdict"):
+        assert word in result.stdout
+    use = json.loads(coterie("inspect", tiny, "--statistics", told, "--json").stdout)["use"]
+    assert [layer["layer"] for layer in use["layers"]] == [0, 1]
+    for layer in use["layers"]:
+        assert sum(layer["usage"]) == 4 * layer["tokens"] == 4 * use["tokens"]
+        assert len(layer["gate_mass"]) == 16
+        first, second, cosine = layer["alike"]
+        assert first != second
+        assert -1 <= cosine <= 1
+    assert json.loads(coterie("inspect", tiny, "--json").stdout)["use"] is None
+    refused(coterie("inspect", tiny, "--statistics", told, "--text", text), 2, "one of the two")

@@ -82,3 +82,34 @@ def test_version(coterie):
 def test_help_does_not_import_torch():
     code = "import sys; from coterie.cli import app; print('torch' in sys.modules, 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False"] * 2
+
+
+def test_a_warm_start_gives_the_same_text(tiny, coterie, tmp_path):
+    text, told = tmp_path / "notes.txt", tmp_path / "stats.safetensors"
+    text.write_text("hello there, said the otter to the weir. " * 20)
+    assert coterie("trace", tiny, "--text", text, "--statistics", told, "--sample", 4).exit_code == 0
+    cold = json.loads(coterie("run", tiny, "hello", "-n", 6, "--json").stdout)
+    warm = json.loads(coterie("run", tiny, "hello", "-n", 6, "--json", "--statistics", told).stdout)
+    assert warm["text"] == cold["text"]
+    assert warm["store"]["misses"] < cold["store"]["misses"]
+    assert (cold["store"]["warm_bytes"], warm["store"]["warm_bytes"] > 0) == (0, True)
+    assert "to begin with" in coterie("run", tiny, "hello", "-n", 2, "--statistics", told).stderr
+    planned = coterie("plan", tiny, "--statistics", told, "--context", 64)
+    assert planned.exit_code == 0, planned.stderr
+    assert "routes by measured usage" in planned.stdout
+
+
+def test_statistics_of_another_model_are_refused(tiny, coterie, tmp_path):
+    from coterie.testing.checkpoints import save_tiny
+
+    text, told = tmp_path / "notes.txt", tmp_path / "stats.safetensors"
+    text.write_text("hello there, said the otter to the weir. " * 20)
+    assert coterie("trace", tiny, "--text", text, "--statistics", told, "--sample", 4).exit_code == 0
+    other = save_tiny(tmp_path / "other", "mixtral")
+    for verb in (["run", other, "hello"], ["plan", other], ["inspect", other]):
+        result = coterie(*verb, "--statistics", told)
+        assert result.exit_code == 3, result.output
+        assert "another model" in result.stderr
+    assert "There are no statistics" in coterie("run", tiny, "hello", "--statistics", tmp_path / "none").stderr
+    text.write_bytes(b"\x00" * 300)
+    assert "cannot be read as statistics" in coterie("run", tiny, "hello", "--statistics", text).stderr

@@ -4,7 +4,7 @@ import pytest
 
 from coterie.errors import OptionError
 from coterie.store import POLICIES, Belady, Key
-from coterie.store.policies import NEVER, Moment, as_policy
+from coterie.store.policies import LFU, NEVER, Moment, as_policy
 from coterie.testing.stores import POLICY_CHECKS, POLICY_ROWS
 
 
@@ -66,6 +66,14 @@ def test_lru_and_lfu():
     held = [candidate(0, 0, 1, uses=9), candidate(1, 0, 2, uses=3), candidate(2, 0, 3, uses=3)]
     assert as_policy("lru").victim(held, Moment(9, 0, 4)) is held[0]
     assert as_policy("lfu").victim(held, Moment(9, 0, 4)) is held[1]
+
+
+def test_lfu_counts_what_it_was_told_beforehand():
+    held = [candidate(0, 0, 1, uses=9), candidate(1, 0, 2, uses=3), candidate(2, 0, 3, uses=4)]
+    told = LFU({held[1].key: 2.5, Key("elsewhere", 0): 99.0})
+    assert told.victim(held, Moment(9, 0, 4)) is held[2]
+    assert LFU().victim(held, Moment(9, 0, 4)) is held[1]
+    assert told.victim([], Moment(9, 0, 4)) is None
 
 
 def test_belady_takes_the_farthest_next_use():

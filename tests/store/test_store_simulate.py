@@ -217,3 +217,17 @@ def test_belady_is_the_optimum(seed):
         bound, possible = belady_loads(trace, slots), fewest_loads(trace, slots)
         assert bound == fewest_loads_keeping_anything(trace, slots)
         assert bound <= possible <= len(simulate(trace, slots, Belady(traces.keys(trace))).reads)
+
+
+def test_drawn_routes_use_every_expert_at_its_rate():
+    rates = [0.9, 0.5, 0.3, 0.2, 0.1, 0.0, 1.0]
+    steps = traces.drawn(4000, rates, seed=1)
+    assert all(len(experts) == 3 for experts in steps)
+    for expert, rate in enumerate(rates):
+        assert sum(expert in experts for experts in steps) / 4000 == pytest.approx(rate, abs=0.03)
+    assert traces.drawn(3, rates, 5, seed=2) == traces.drawn(3, rates, 5, seed=2)
+    uneven = [len(experts) for experts in traces.drawn(2000, [0.25, 0.25], seed=3)]
+    assert set(uneven) == {0, 1}
+    assert sum(uneven) / 2000 == pytest.approx(0.5, abs=0.05)
+    with pytest.raises(OptionError, match="probabilities"):
+        traces.drawn(1, [1.5])

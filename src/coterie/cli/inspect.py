@@ -45,6 +45,13 @@ def inspect(
         int | None,
         typer.Option(min=2, help="Tokens the memory is stated for, or that a text is read in. Default: 2048, or 1024."),
     ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="As coterie trace --statistics wrote it: tell how experts were used and which are "
+            "alike, without a run.", rich_help_panel=USE,
+        ),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,6 +66,8 @@ def inspect(
 
     MODEL may also be a convolutional network, or the name of its architecture: resnet18, wrn28_10, vgg16, densenet40.
     """
+    if text and statistics is not None:
+        raise OptionError("--text counts anew, --statistics tells what was counted: give one of the two.")
     if text:
         _use(model, text, tokens, memory, report, png, context, revision, as_json)
         return
@@ -69,7 +78,9 @@ def inspect(
     from coterie.jobs.inspecting.inspect import inspect as look
 
     with Progress(as_json):
-        found = look(model, context=context, revision=revision, options=dict(map(_named, option or ())))
+        found = look(
+            model, context=context, revision=revision, options=dict(map(_named, option or ())), statistics=statistics
+        )
     if as_json:
         typer.echo(json.dumps(found.as_record()))
     else:

@@ -25,6 +25,12 @@ def plan(
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Routes recorded by coterie trace. Default: uniform routes.")
     ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="As coterie trace --statistics wrote it: experts as often as it counted them."
+        ),
+    ] = None,
     tokens_per_second: Annotated[
         float, typer.Option(metavar="N", min=0.001, help="Speed that the largest model is asked for.")
     ] = 5.0,
@@ -38,7 +44,8 @@ def plan(
     with Progress(as_json) as progress:
         found = make(
             model, memory, context=context, batch=batch, prompt=prompt,
-            trace=trace, tokens_per_second=tokens_per_second, revision=revision, say=progress.say,
+            trace=trace, statistics=statistics, tokens_per_second=tokens_per_second, revision=revision,
+            say=progress.say,
         )  # fmt: skip
     found = replace(found, model=replace(found.model, name=model))
     typer.echo(json.dumps(found.as_record()) if as_json else found.describe())

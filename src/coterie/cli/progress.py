@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from coterie.units import format_bytes
 
 if TYPE_CHECKING:
-    from coterie.jobs.running.load import Residence
+    from coterie.jobs.running.residence import Residence
     from coterie.serve import Generation
 
 
@@ -69,11 +69,15 @@ def status_line(generation: Generation, residence: Residence) -> str:
             *([] if generation.mean_experts is None else [f"{generation.mean_experts:.2f} experts per token"]),
             f"hits {stats.hit_rate:.0%}",
             f"experts {format_bytes(residence.resident_bytes)} of {format_bytes(budget.expert_bytes)} resident",
-            f"read {format_bytes(stats.bytes_read)}",
+            f"read {format_bytes(stats.bytes_read)}{_begun_with(residence)}",
             f"memory {format_bytes(budget.used)} of {format_bytes(budget.total)}"
             f" (+ {format_bytes(residence.libraries)} interpreter and libraries)",
         ]
     )
+
+
+def _begun_with(residence: Residence) -> str:
+    return f" after {format_bytes(residence.warm_bytes)} to begin with" if residence.warm_bytes else ""
 
 
 def as_record(generation: Generation, residence: Residence) -> dict[str, Any]:
@@ -90,4 +94,4 @@ def store_record(residence: Residence) -> dict[str, Any]:
 
     stats = residence.stats()
     derived = {"hit_rate": stats.hit_rate, "bytes_read": stats.bytes_read, "bandwidth": stats.bandwidth}
-    return asdict(stats) | derived | {"resident_bytes": residence.resident_bytes}
+    return asdict(stats) | derived | {"resident_bytes": residence.resident_bytes, "warm_bytes": residence.warm_bytes}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +34,13 @@ Prefetch = Annotated[
     str, typer.Option(help="Guess the experts of later layers: none, previous-step or next-gate. Exact.")
 ]
 Readers = Annotated[int, typer.Option(min=1, max=64, help="Threads that read experts from disk.")]
+Warm = Annotated[
+    Path | None,
+    typer.Option(
+        "--statistics", metavar="FILE",
+        help="As coterie trace --statistics wrote it: begin with the experts that it saw used most. Exact.",
+    ),
+]  # fmt: skip
 Compile = Annotated[
     bool | None,
     typer.Option(
@@ -91,6 +99,7 @@ def run(
     policy: Policy = "stale-first",
     prefetch: Prefetch = "none",
     readers: Readers = 1,
+    statistics: Warm = None,
     compile: Compile = None,
     revision: Revision = None,
     as_json: Json = False,
@@ -118,7 +127,7 @@ def run(
         host = load(
             checkpoint, memory, context=context or _needed(prompts, ids, max_new_tokens),
             policy=policy, prefetch=prefetch, readers=readers, compile="auto" if compile is None else compile,
-            route=route,
+            route=route, statistics=statistics,
         )  # fmt: skip
     if cost and not (quiet or as_json):
         typer.echo(cost, err=True)

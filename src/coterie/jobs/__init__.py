@@ -16,8 +16,10 @@ from coterie.jobs.inspecting.inspection import Inspection
 from coterie.jobs.inspecting.vision import VisionInspection
 from coterie.jobs.locate import locate
 from coterie.jobs.running.budget import Budget
-from coterie.jobs.running.load import Residence, load
-from coterie.jobs.running.plan import Plan, plan
+from coterie.jobs.running.load import load
+from coterie.jobs.running.plan import plan
+from coterie.jobs.running.planned import Plan
+from coterie.jobs.running.residence import Residence
 from coterie.jobs.running.verify import Report, verify
 from coterie.jobs.shrinking.average import Averaged, average_models
 from coterie.jobs.shrinking.compress import Compressed, compress

@@ -123,8 +123,8 @@ def _take_correction(router: Router, site: MoESite, block: nn.Module, facts: Rou
             return
         raise UnsupportedError(
             f"{type(site.gate).__name__} chooses by its scores plus a correction of every expert, for which this "
-            "router has no place: without it, items would go elsewhere. Choose top_k, sigmoid_bias, group_limited, rmoe or "
-            "adamoe (with neither top_p nor copied nor pinned nulls), or train new gates: route(model, spec, "
+            "router has no place: without it, items would go elsewhere. Choose top_k, sigmoid_bias, group_limited, "
+            "rmoe or adamoe (with neither top_p nor copied nor pinned nulls), or train new gates: route(model, spec, "
             "keep_gate=False)."
         )
     if before is None and not _corrects_scores(site, block, facts):

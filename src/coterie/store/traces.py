@@ -62,6 +62,35 @@ def sticky(
     return trace
 
 
+def drawn(steps: int, rates: Sequence[float], tokens: int = 1, seed: int = 0) -> list[tuple[int, ...]]:
+    """One layer's experts of each step, every token's drawn anew so that each expert has its rate exactly.
+
+    Systematic sampling along a shuffled row: a token has as many experts as the rates add up to, one more or less by
+    lot where that is no whole number.
+
+    Args:
+        rates: [E] probability that a token uses the expert, 0 to 1.
+        tokens: of a step.
+        seed: of the draws.
+
+    Raises:
+        OptionError: a rate is no probability.
+    """
+    chances = np.asarray(rates, dtype=np.float64)
+    if not ((chances >= 0) & (chances <= 1)).all():
+        raise OptionError("rates are probabilities, 0 to 1.")
+    random = np.random.default_rng(seed)
+    order = random.permuted(np.tile(np.arange(len(chances)), (steps * tokens, 1)), axis=1)
+    ends = chances[order].cumsum(axis=1)
+    start = random.random((steps * tokens, 1))
+    # points start, start + 1, ... fall on an expert as often as its stretch of the row is long
+    hit = np.floor(ends - start) > np.floor(ends - chances[order] - start)
+    used = np.zeros((steps * tokens, len(chances)), dtype=bool)
+    np.put_along_axis(used, order, hit, axis=1)
+    together = np.asarray(used.reshape(steps, tokens, -1).any(axis=1))
+    return [tuple(np.flatnonzero(together[step]).tolist()) for step in range(steps)]
+
+
 def site(layer: int) -> str:
     """The name a trace's layer goes by."""
     return f"layers.{layer}"

@@ -53,7 +53,8 @@ def verdict(layers: Sequence[LayerRedundancy]) -> str:
     """What it means for who wants fewer experts. Measured errors of layers, where there are any, say it better."""
     nearest = sum(layer.output for layer in layers) / len(layers)
     idle = sum(layer.idle for layer in layers)
-    gone = f" {idle} experts had nothing to do in this text: pruning those costs least." if idle else ""
+    who = "One expert" if idle == 1 else f"{idle} experts"
+    gone = f" {who} had nothing to do in this text: start pruning there." if idle else ""
     if nearest >= _COPIES:
         return "Most experts have a near copy: merging should cost little." + gone
     if nearest >= _RELATIVES:

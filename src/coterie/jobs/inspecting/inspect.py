@@ -12,16 +12,19 @@ from coterie.errors import OptionError
 from coterie.experts import method_of, split_name
 from coterie.jobs.inspecting.architecture import attention_of, quantisation_of, shape_text
 from coterie.jobs.inspecting.inspection import ExpertKind, Inspection, LayerKind, Needs, Part, Storage
+from coterie.jobs.inspecting.use import use_of
 from coterie.jobs.inspecting.vision import VisionInspection, inspect_vision, is_network
 from coterie.jobs.locate import locate
 from coterie.jobs.running.budget import planned_budget
 from coterie.jobs.running.load import PREFILL, blobs_of, context_of
+from coterie.jobs.running.warm import checked_statistics
 from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
 from coterie.models.compat import DiskNames, skeleton, tied_names
 from coterie.models.counts import PARTS, count_parameters, part_names
 from coterie.models.facts import RouterFacts, router_facts
 from coterie.models.find import MoESite, find_sites
 from coterie.models.footprint import footprint
+from coterie.models.statistics import Statistics
 from coterie.store import Blob
 from coterie.store.machine import available_memory
 
@@ -32,6 +35,7 @@ def inspect(
     context: int | None = None,
     revision: str | None = None,
     options: Mapping[str, Any] | None = None,
+    statistics: str | Path | Statistics | None = None,
 ) -> Inspection | VisionInspection:
     """What ``model`` is, from its config and the headers of its files; no weight is read. Blocks for seconds.
 
@@ -41,18 +45,20 @@ def inspect(
         context: tokens that the memory is stated for; default 2048 or the model's limit.
         revision: branch, tag or commit on the hub.
         options: of a convolutional architecture, as `coterie.models.vision.VisionSpec` has them.
+        statistics: of this model, or their file: tell how its experts were used and which are alike.
 
     Raises:
-        CheckpointError, UnsupportedError: the checkpoint cannot be served, and why.
+        CheckpointError, UnsupportedError: the checkpoint cannot be served, and why; or the statistics are of another.
         OptionError: ``context`` is more than the model's; options for a language model, or a context for another.
     """
     if not isinstance(model, Checkpoint) and is_network(model):
-        if context is not None or revision is not None:
-            raise OptionError(f"{model} is a network for images: it has no context, and comes from no hub.")
+        if context is not None or revision is not None or statistics is not None:
+            raise OptionError(f"{model} is a network for images: it has no context nor statistics, and no hub.")
         return inspect_vision(model, options)
     if options:
         raise OptionError(f"options are for convolutional networks, and {model} is none: {', '.join(options)}.")
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(locate(model, revision))
+    told = None if statistics is None else use_of(checked_statistics(statistics, checkpoint))
     view = _View.of(checkpoint)
     config = view.config
     blobs = list(blobs_of(checkpoint).values())
@@ -78,6 +84,7 @@ def inspect(
         attention=attention_of(config),
         storage=_storage(view, blobs),
         needs=_needs(checkpoint, context, max(blob.slot_bytes for blob in blobs)),
+        use=told,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from coterie.jobs.inspecting.use import Use
 from coterie.jobs.sheet import Sheet
 from coterie.models.facts import RouterFacts
 
@@ -120,6 +121,7 @@ class Inspection:
         tied: the output head is the embedding table.
         parts, layer_kinds, expert_kinds, routers, attention, storage, needs: see their classes; ``routers`` maps
             a router to the layers that have it.
+        use: what statistics say of the experts; None where none were given.
     """
 
     model: str
@@ -141,6 +143,7 @@ class Inspection:
     attention: Mapping[str, Any]
     storage: Storage
     needs: Needs
+    use: Use | None = None
 
     @property
     def parameters(self) -> int:

@@ -20,7 +20,8 @@ def sheet_of(found: Inspection) -> Sheet:
         title,
         [
             Facts("Model", _model(found)), _part_table(found), _layer_table(found),
-            Facts("Experts", [*_experts(found), *_routers(found)]), Facts("Memory", _memory(found)),
+            Facts("Experts", [*_experts(found), *_routers(found)]),
+            *(() if found.use is None else (found.use.table(), found.use.facts())), Facts("Memory", _memory(found)),
         ],
     )  # fmt: skip
 

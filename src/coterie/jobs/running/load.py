@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from coterie.errors import OptionError, PromptError
+from coterie.errors import OptionError
 from coterie.experts import Compile, wants_kernel
 from coterie.jobs.locate import locate
 from coterie.jobs.running.budget import Budget, split_budget
+from coterie.jobs.running.residence import Residence, guard
+from coterie.jobs.running.warm import checked_statistics, fill, most_used, primed, rates
 from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
 from coterie.models.find import MoESite, find_sites
 from coterie.models.footprint import footprint
 from coterie.models.language import load_host
 from coterie.models.linears import use_kernel
 from coterie.models.requests import RouteOptions
+from coterie.models.statistics import Statistics
 from coterie.store import (
     POLICIES,
     PREDICTORS,
@@ -30,60 +33,12 @@ from coterie.store import (
     Prefetcher,
     Store,
     StoreExperts,
-    StoreStats,
     Tier,
 )
-from coterie.store.machine import anonymous_memory
 from coterie.store.predict import NextLayerGate, NoPredictor
 
 # tokens of a prompt that are read at once, so that the workspace does not grow with the prompt
 PREFILL = 512
-
-
-@dataclass
-class Residence:
-    """Where a loaded model lives: ``model.coterie``. Reading is thread-safe; `close` ends the model's use.
-
-    Attributes:
-        context, batch, prefill: tokens and sequences the budget made room for, and most tokens at once of each.
-        compiled: single tokens are computed with the kernel the machine made.
-        most_experts: per token, that the budget made room for; None where it is the family's own number.
-    """
-
-    checkpoint: Checkpoint
-    budget: Budget
-    store: Store
-    context: int
-    batch: int
-    prefill: int
-    compiled: bool = False
-    most_experts: int | None = None
-
-    def stats(self) -> StoreStats:
-        """Hits, misses, bytes and seconds since loading or the last ``store.reset_stats()``."""
-        return self.store.stats()
-
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes of experts in memory now."""
-        return self.store.resident * self.checkpoint.bytes_per_expert
-
-    @property
-    def libraries(self) -> int:
-        """Bytes of the process now that the budget does not count: interpreter, libraries and their kernels."""
-        return max(0, anonymous_memory() - self.budget.fixed - self.resident_bytes)
-
-    def describe(self) -> str:
-        """The budget and the store's numbers, for people."""
-        return f"{self.budget.describe()}\n{self.stats().describe()}"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Residence:
-        """Copies of a model live where the model does."""
-        return self
-
-    def close(self) -> None:
-        """Stop the readers and give the arena back. The model cannot run afterwards."""
-        self.store.close()
 
 
 def load(
@@ -102,6 +57,7 @@ def load(
     tier: Tier | None = None,
     compile: Compile = "auto",
     route: RouteOptions | None = None,
+    statistics: str | Path | Statistics | None = None,
 ) -> Any:
     """A transformers model that generates within ``memory``. Exact: the bits do not depend on the budget.
 
@@ -125,39 +81,46 @@ def load(
             reads so much that it pays and there is a compiler: the same for every budget.
         route: what requests will ask of the routers, so that there is memory for it: with ``k`` or
             ``draw="average"`` more than the model was saved with. `coterie.models.routed_as` asks.
+        statistics: of this model on a text like what is to come (`coterie.jobs.collect_statistics`, or its file): the
+            experts that it used most are read now, and "lfu" begins with what it counted. Reads that the first request
+            would have waited for are waited for here.
 
     Returns the model in eval mode, without gradients, with a `Residence` as ``model.coterie``. Blocks while
     it reads the dense weights; experts are read when first used.
 
     Raises:
-        CheckpointError, UnsupportedError: the checkpoint cannot be served, and why.
+        CheckpointError, UnsupportedError: the checkpoint cannot be served, and why; or the statistics are of another.
         BudgetError: ``memory`` is below the floor or above the machine.
         OptionError: an unknown policy or predictor, or a number out of range.
     """
-    policies, predictor = POLICIES.get(policy), PREDICTORS.get(prefetch)
+    predictor = PREDICTORS.get(prefetch)
+    POLICIES.get(policy)  # an unknown name is refused before anything is read
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(locate(model, revision))
     checkpoint = checkpoint if route is None else with_room(checkpoint, route)
+    used = {} if statistics is None else rates(checkpoint, checked_statistics(statistics, checkpoint))
     context = context_of(checkpoint, context)
     prefill = prefill if checkpoint.reads_in_pieces else context
     blobs = blobs_of(checkpoint)
     slot_bytes = max(blob.slot_bytes for blob in blobs.values())
     needs = footprint(checkpoint, batch, context, chunk=prefill, all_logits=all_logits)
     budget = _with_slots(split_budget(checkpoint, needs, memory, slot_bytes), slots)
-    store = Store(budget.slots, slot_bytes, tier, policy=policies(), readers=readers)
+    store = Store(budget.slots, slot_bytes, tier, policy=primed(policy, used), readers=readers)
     try:
         host = _host(checkpoint, store, blobs)
         _read_ahead(host, store, predictor)
         compiled = wants_kernel(compile, checkpoint.bytes_per_token)
         use_kernel(host, compiled)
+        layers = {site.name: site.layer for site in checkpoint.sites}
+        warm = fill(store, most_used(used, budget.slots), layers) if used else 0
     except BaseException:
         store.close()
         raise
     routed = checkpoint.stored is not None and checkpoint.stored.router is not None
     most = None if not routed else max(site.room for site in checkpoint.sites)
-    host.coterie = Residence(checkpoint, budget, store, context, batch, prefill, compiled, most)
+    host.coterie = Residence(checkpoint, budget, store, context, batch, prefill, compiled, most, warm)
     if host.can_generate() and checkpoint.reads_in_pieces:
         host.generation_config.prefill_chunk_size = prefill
-    host.register_forward_pre_hook(_guard, with_kwargs=True)
+    host.register_forward_pre_hook(guard, with_kwargs=True)
     return host
 
 
@@ -240,25 +203,3 @@ def _with_slots(budget: Budget, slots: int | None) -> Budget:
     if not 1 <= slots <= budget.slots:
         raise OptionError(f"slots must be between 1 and the {budget.slots} that the budget allows, not {slots}.")
     return replace(budget, slots=slots)
-
-
-def _guard(host: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse a forward that would outgrow the KV cache the budget made room for, before it allocates."""
-    residence: Residence = host.coterie
-    inputs = kwargs.get("input_ids", args[0] if args else None)
-    for name in ("inputs_embeds", "decoder_input_ids"):  # a decoder with an encoder beside it has a text of its own
-        inputs = kwargs.get(name) if inputs is None else inputs
-    if inputs is None:
-        return
-    if inputs.shape[1] > residence.prefill:
-        raise PromptError(
-            f"{inputs.shape[1]} tokens at once are more than the budget made room for: {residence.prefill}. "
-            f"Load with prefill={inputs.shape[1]}, or use generate, which reads a prompt in pieces."
-        )
-    cache = kwargs.get("past_key_values")
-    length = inputs.shape[1] + (cache.get_seq_length() if cache is not None else 0)
-    if length > residence.context or inputs.shape[0] > residence.batch:
-        raise PromptError(
-            f"{inputs.shape[0]} sequences of {length} tokens are more than the budget made room for: {residence.batch} "
-            f"of {residence.context}. Load with context={length} and batch={inputs.shape[0]}, or more."
-        )

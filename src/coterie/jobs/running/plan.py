@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from coterie.errors import BudgetError, OptionError
 from coterie.experts import wants_kernel
 from coterie.jobs.locate import locate
 from coterie.jobs.running.budget import Budget, default_memory, planned_budget, split_budget
-from coterie.jobs.running.forecast import Forecast, Forecaster, smallest_share
+from coterie.jobs.running.forecast import Forecaster, smallest_share
 from coterie.jobs.running.load import PREFILL, blobs_of, context_of
-from coterie.jobs.running.routes import Routes, recorded_routes, uniform_routes
+from coterie.jobs.running.planned import Largest, Model, Plan, Step
+from coterie.jobs.running.routes import Routes, measured_routes, recorded_routes, uniform_routes
+from coterie.jobs.running.warm import checked_statistics, rates
 from coterie.models.checkpoint import Checkpoint, open_checkpoint
 from coterie.models.footprint import footprint
+from coterie.models.statistics import Statistics
 from coterie.routing import RoutePlan
 from coterie.store import POLICIES
 from coterie.store.machine import machine_memory
@@ -31,104 +32,6 @@ _SHARES = (0.25, 0.5, 0.75, 1.0)
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Model:
-    """What the checkpoint is, in numbers.
-
-    Attributes:
-        layers: with experts.
-        experts, top_k: of one layer; the most of any.
-        bytes: on disk, of all its tensors.
-    """
-
-    name: str
-    family: str
-    layers: int
-    experts: int
-    top_k: int
-    dtype: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """What so much memory buys."""
-
-    memory: int
-    forecast: Forecast
-
-
-@dataclass(frozen=True)
-class Largest:
-    """The largest model of this kind that this machine serves at ``tokens_per_second``.
-
-    Of this kind: with layers, experts and choices per token like this one's, only with more or fewer experts to
-    choose from.
-
-    Attributes:
-        memory: what it may take: what `run` takes when nothing is asked.
-        share: of the experts that must be resident; 0 where one is enough, None where even all are too few or
-            too many for the memory.
-        experts: per layer; 0 where there is no such model.
-        bytes: of its weights.
-        active_bytes: no model that brings more than so many bytes per token from memory is that fast.
-    """
-
-    tokens_per_second: float
-    memory: int
-    share: float | None
-    experts: int
-    bytes: int
-    active_bytes: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What `plan` found.
-
-    Attributes:
-        problem: why `run` would refuse the budget; empty where it would not.
-        exit_code: what `run` would end with.
-        forecasts: of each policy with the budget's slots; empty below the floor.
-        steps: of the default policy, by memory.
-        machine: bytes this process may have at most.
-    """
-
-    model: Model
-    budget: Budget
-    problem: str
-    exit_code: int
-    context: int
-    batch: int
-    routes: Routes
-    speeds: Speeds
-    forecasts: tuple[Forecast, ...]
-    steps: tuple[Step, ...]
-    largest: Largest
-    machine: int
-
-    def as_record(self) -> dict[str, Any]:
-        """Everything, for machines."""
-        routes = {
-            "source": self.routes.source, "prompt": self.routes.prompt, "decode": len(self.routes.decode),
-            "layers_simulated": len(self.routes.sites),
-        }  # fmt: skip
-        return {
-            "model": asdict(self.model), "budget": self.budget.as_record(), "problem": self.problem,
-            "exit_code": self.exit_code,
-            "context": self.context, "batch": self.batch, "routes": routes, "speeds": self.speeds.as_record(),
-            "forecasts": [forecast.as_record() for forecast in self.forecasts],
-            "steps": [{"memory": step.memory, **step.forecast.as_record()} for step in self.steps],
-            "largest": asdict(self.largest), "machine": self.machine,
-        }  # fmt: skip
-
-    def describe(self) -> str:
-        """Tables for people."""
-        from coterie.jobs.running.plan_text import described
-
-        return described(self)
-
-
 def plan(
     model: str | Path | Checkpoint,
     memory: str | int | None = None,
@@ -137,6 +40,7 @@ def plan(
     batch: int = 1,
     prompt: int = PROMPT,
     trace: str | Path | RoutePlan | None = None,
+    statistics: str | Path | Statistics | None = None,
     tokens_per_second: float = TOKENS_PER_SECOND,
     speeds: Speeds | None = None,
     revision: str | None = None,
@@ -151,18 +55,21 @@ def plan(
         model, memory, context, batch, revision: as `load`.
         prompt: tokens of the request's prompt.
         trace: a recorded `RoutePlan` or its file; None draws routes without any locality.
+        statistics: in place of it, of this model or their file: experts are drawn as often as they were used.
         tokens_per_second: that the largest model is asked for.
         speeds: of another machine; None measures this one.
         say: told what is being done.
 
     Raises:
-        CheckpointError, UnsupportedError: the checkpoint cannot be served, and why.
+        CheckpointError, UnsupportedError: the checkpoint cannot be served, and why; or the statistics are of another.
         BudgetError: ``memory`` is no size. Below the floor or above the machine is no error but `Plan.problem`.
-        OptionError: a number out of range, or a trace of another model.
+        OptionError: a number out of range, a trace of another model, or a trace and statistics together.
         RoutingError: the trace cannot be read.
     """
     if batch < 1 or prompt < 1 or not tokens_per_second > 0:
         raise OptionError("batch, prompt and tokens_per_second must be more than 0.")
+    if trace is not None and statistics is not None:
+        raise OptionError("A trace has its own routes, statistics make some up: give one of the two.")
     say("Reading headers")
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(locate(model, revision))
     context = context_of(checkpoint, context)
@@ -175,7 +82,8 @@ def plan(
         split_budget(checkpoint, needs, memory, slot_bytes)
     except BudgetError as error:
         problem, exit_code = str(error), error.exit_code
-    routes = _routes(checkpoint, trace, min(prompt, context), batch, piece_of(checkpoint, context))
+    request = {"prompt": min(prompt, context), "batch": batch, "chunk": piece_of(checkpoint, context)}
+    routes = _routes(checkpoint, trace, statistics, request)
     say("Measuring disk and memory")
     speeds = speeds or measure_speeds(
         list(blobs.values()), checkpoint.compute_dtype, compiled=wants_kernel("auto", checkpoint.bytes_per_token)
@@ -202,12 +110,16 @@ def piece_of(checkpoint: Checkpoint, context: int) -> int:
 
 
 def _routes(
-    checkpoint: Checkpoint, trace: str | Path | RoutePlan | None, prompt: int, batch: int, chunk: int
+    checkpoint: Checkpoint, trace: str | Path | RoutePlan | None, statistics: str | Path | Statistics | None,
+    request: dict[str, int],
 ) -> Routes:  # fmt: skip
+    if statistics is not None:
+        found = checked_statistics(statistics, checkpoint)
+        return measured_routes(checkpoint, rates(checkpoint, found), found.tokens, **request)
     if trace is None:
-        return uniform_routes(checkpoint, prompt=prompt, batch=batch, chunk=chunk)
+        return uniform_routes(checkpoint, **request)
     recorded = trace if isinstance(trace, RoutePlan) else RoutePlan.load(trace)
-    return recorded_routes(checkpoint, recorded, prompt=prompt, batch=batch, chunk=chunk)
+    return recorded_routes(checkpoint, recorded, **request)
 
 
 def _facts(checkpoint: Checkpoint, name: str) -> Model:

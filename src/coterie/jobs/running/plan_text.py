@@ -9,7 +9,7 @@ from coterie.jobs.running.forecast import Forecast
 from coterie.units import format_bytes
 
 if TYPE_CHECKING:
-    from coterie.jobs.running.plan import Largest, Plan
+    from coterie.jobs.running.planned import Largest, Plan
 
 _WHY = {
     "disk": "the disk, which brings the experts that are not resident",
@@ -79,14 +79,16 @@ def _policies(plan: Plan) -> str:
     text = f"What is read: a prompt of {routes.prompt} tokens, then {len(routes.decode)} more{batch}; {_source(plan)}"
     lines = [text, _indented(table([head, *rows]))]
     if routes.source == "uniform":
-        lines.append("  Real routes repeat more: record some with coterie trace, then plan with --trace.")
+        lines.append(
+            "  Real routes repeat more: record some with coterie trace, then plan with --trace or --statistics."
+        )
     return "\n".join(lines)
 
 
 def _source(plan: Plan) -> str:
     if plan.routes.source == "uniform":
         return "uniform routes"
-    return f"routes as {plan.routes.source}"
+    return f"routes {'by' if plan.routes.source.startswith('measured') else 'as'} {plan.routes.source}"
 
 
 def _bound(plan: Plan) -> str:

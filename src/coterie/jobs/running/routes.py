@@ -1,8 +1,8 @@
-"""Routes to plan with: those of a recorded trace, or uniform ones, as the store's simulator reads them."""
+"""Routes to plan with, as the store's simulator reads them: of a trace, drawn by measured usage, or uniform."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from coterie.errors import OptionError
 from coterie.models.checkpoint import Checkpoint, ExpertSite
 from coterie.routing import RoutePlan, Routing
-from coterie.store.traces import Trace, uniform
+from coterie.store import Key
+from coterie.store.traces import Trace, drawn, uniform
 
 # the simulator looks at every resident expert when one has to go: beyond so many, some layers stand for all
 _MOST_EXPERTS = 640
@@ -48,19 +49,51 @@ def uniform_routes(checkpoint: Checkpoint, *, prompt: int, batch: int, chunk: in
     Args:
         prompt: tokens of each sequence's prompt; ``chunk`` of them are read at once.
     """
+
+    def draw(site: ExpertSite, steps: int, tokens: int, seed: int) -> list[tuple[int, ...]]:
+        return [layers[0] for layers in uniform(steps, 1, site.num_experts, site.top_k, tokens, seed)]
+
+    return _made_up(checkpoint, draw, "uniform", prompt=prompt, batch=batch, chunk=chunk, seed=seed)
+
+
+def measured_routes(
+    checkpoint: Checkpoint, rates: Mapping[Key, float], tokens: int, *, prompt: int, batch: int, chunk: int,
+    seed: int = 0,
+) -> Routes:  # fmt: skip
+    """Every token draws its experts anew, each as often as statistics counted it. No locality beyond that.
+
+    Args:
+        rates: share of the tokens that used each expert, as of `coterie.jobs.running.warm.rates`.
+        tokens: that they were counted on, for the source.
+        prompt: tokens of each sequence's prompt; ``chunk`` of them are read at once.
+    """
+
+    def draw(site: ExpertSite, steps: int, tokens: int, seed: int) -> list[tuple[int, ...]]:
+        return drawn(steps, [rates[Key(site.name, expert)] for expert in range(site.num_experts)], tokens, seed)
+
+    source = f"measured usage, {tokens} tokens"
+    return _made_up(checkpoint, draw, source, prompt=prompt, batch=batch, chunk=chunk, seed=seed)
+
+
+_Draw = Callable[[ExpertSite, int, int, int], list[tuple[int, ...]]]
+"""(layer, steps, tokens of a step, seed) -> its experts in each step."""
+
+
+def _made_up(
+    checkpoint: Checkpoint, draw: _Draw, source: str, *, prompt: int, batch: int, chunk: int, seed: int
+) -> Routes:
+    """A request whose layers are drawn one by one."""
     chosen = sampled(checkpoint.sites)
     sizes = [min(chunk, prompt - start) * batch for start in range(0, prompt, chunk)]
     columns = []
     for number in chosen:
         site = checkpoint.sites[number]
         seeds = [seed * 1_000_003 + 1009 * number + n for n in range(len(sizes) + 1)]
-        pieces = [
-            *(uniform(1, 1, site.num_experts, site.top_k, size, s) for size, s in zip(sizes, seeds, strict=False)),
-            uniform(DECODE, 1, site.num_experts, site.top_k, batch, seeds[-1]),
-        ]
-        columns.append([layers[0] for piece in pieces for layers in piece])
+        pieces = [draw(site, 1, size, one) for size, one in zip(sizes, seeds, strict=False)]
+        pieces.append(draw(site, DECODE, batch, seeds[-1]))
+        columns.append([experts for piece in pieces for experts in piece])
     steps = list(zip(*columns, strict=True))
-    return Routes(chosen, steps[: len(sizes)], steps[len(sizes) :], prompt, batch, "uniform")
+    return Routes(chosen, steps[: len(sizes)], steps[len(sizes) :], prompt, batch, source)
 
 
 def recorded_routes(checkpoint: Checkpoint, plan: RoutePlan, *, prompt: int, batch: int, chunk: int) -> Routes:
