@@ -70,7 +70,7 @@ def match_rows(reference: Tensor, target: Tensor, *, exact: bool | None = None) 
         )
     same = torch.arange(len(reference))
     reference, target = reference.detach().float().cpu(), target.detach().float().cpu()
-    if not (bool(torch.isfinite(reference).all()) and bool(torch.isfinite(target).all())):
+    if not (_finite(reference) and _finite(target)):
         raise OptionError("Weights that are not finite cannot be matched. Check the checkpoint: coterie doctor MODEL")
     if torch.equal(reference, target):
         return same
@@ -104,6 +104,11 @@ def align(
     Exact: the function of the expert is unchanged. Arguments, errors: as `match_rows`.
     """
     return permute_neurons(target, match_rows(neuron_rows(reference), neuron_rows(target), exact=exact))
+
+
+def _finite(rows: Tensor) -> bool:
+    """A sum that is finite has nothing else in it, and is several times as fast as looking at each."""
+    return bool(torch.isfinite(rows.sum())) or bool(torch.isfinite(rows).all())
 
 
 def _best(scores: Tensor) -> Tensor:

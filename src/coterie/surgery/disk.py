@@ -1,4 +1,4 @@
-"""Bytes from and to the disk: what the system says about it as sentences, pieces of a file, names made to last."""
+"""Bytes from and to the disk: where work lies until it is whole, pieces of a file, what the system says in sentences."""
 
 from __future__ import annotations
 
@@ -12,15 +12,36 @@ from typing import Any
 
 import torch
 
-from coterie.errors import CheckpointError
+from coterie.errors import CheckpointError, OptionError
 from coterie.ranges import TensorRange
 from coterie.surgery.finite import has_nan
 from coterie.units import format_bytes
 
-__all__ = ["DiskFullError", "flush_names", "pieces", "sound_pieces", "told"]
+__all__ = ["DiskFullError", "flush_names", "part_of", "pieces", "refuse_existing", "sound_pieces", "told"]
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PIECE = 8 << 20
+
+
+def part_of(out: Path) -> Path:
+    """Where a checkpoint is written until it is whole."""
+    return out.with_name(f"{out.name}.part")
+
+
+def refuse_existing(out: Path, resume: bool) -> None:
+    """Refuse to write over anything.
+
+    Raises:
+        OptionError: ``out`` exists, its directory does not, or unfinished work lies there and is not to go on.
+    """
+    if out.exists():
+        raise OptionError(f"{out} exists already. Name another directory, or remove it first: rm -r {out}")
+    if not out.parent.is_dir():
+        raise OptionError(f"There is no directory {out.parent}. Make it first: mkdir -p {out.parent}")
+    if part_of(out).exists() and not resume:
+        raise OptionError(
+            f"{part_of(out)} holds unfinished work. Go on with it by --resume, or remove it: rm -r {part_of(out)}"
+        )
 
 
 class DiskFullError(CheckpointError):

@@ -25,6 +25,7 @@ from coterie.surgery.mixture import mixture_family
 from coterie.surgery.new_mixture import MixtureTarget, NewMixture
 from coterie.surgery.rewrite import MAX_SHARD, Rewritten, Say, copy_beside
 from coterie.surgery.size import size_of
+from coterie.surgery.threads import computing
 from coterie.surgery.verify import check_written, logits_of, probe_ids
 from coterie.surgery.writer import CheckpointWriter, refuse_existing
 
@@ -81,15 +82,16 @@ def from_dense(
     names = (90 * per_layer * len(dense.ffns) + sum(map(len, dense.ranges)), per_layer * len(dense.ffns) + 400)
     with CheckpointWriter(out, job, names=names, max_shard=max_shard, resume=resume) as writer:
         layers = _NewMixtures(dense, edit, target, writer, say, first, mark=check)
-        expected = logits_of(mixture_host(dense, layers.make, top_k), probe_ids(dense)) if check else None
-        layers.make_rest()
+        with computing(torch.get_num_threads() - 1):  # the writer has one of its own
+            expected = logits_of(mixture_host(dense, layers.make, top_k), probe_ids(dense)) if check else None
+            layers.make_rest()
         copied = write_rest(dense, writer)
         writer.complete(config, lambda part: _beside(dense, stored, part))
         written = open_checkpoint(writer.part)
         difference = None
         if expected is not None:
             say("Checking", len(dense.ffns), len(dense.ffns))
-            marks = dict(zip([site.name for site in written.sites], layers.marks, strict=True))
+            marks = {site.name: layers.marks[ffn.name] for site, ffn in zip(written.sites, dense.ffns, strict=True)}
             difference = check_written(dense, written, expected, marks, copied)
         made = Rewritten(
             out, target.container, size_of(dense), size_of(written), layers.about, difference, writer.held
@@ -104,7 +106,7 @@ class _NewMixtures:
 
     Attributes:
         about: what the edit said of each layer, by the layer's number.
-        marks: of the experts of each, in order.
+        marks: name of a feed-forward -> of its experts.
     """
 
     def __init__(
@@ -114,16 +116,20 @@ class _NewMixtures:
         self.dense, self.edit, self.target, self.writer, self.say, self.mark = dense, edit, target, writer, say, mark
         self.sizes = first.sizes
         self._first: NewMixture | None = first
+        self._numbers = {ffn.name: number for number, ffn in enumerate(dense.ffns)}
+        self._made: set[str] = set()
         self.about: dict[int, Mapping[str, Any]] = {}
-        self.marks: list[Marks] = []
+        self.marks: dict[str, Marks] = {}
 
     def make(self, layer: DenseLayer) -> NewMixture:
         """Edit, check and write one layer; tensors that an earlier writer has written stay."""
-        ffn, number = layer.ffn, len(self.about)
-        self.say(f"Layer {ffn.layer}", number, len(self.dense.ffns))
-        new, self._first = self._first, None
+        ffn, number = layer.ffn, self._numbers[layer.ffn.name]
+        self.say(f"Layer {ffn.layer}", len(self._made), len(self.dense.ffns))
+        new, self._first = (None, self._first) if number else (self._first, None)
         if new is None:
             new = self.edit(layer).checked(ffn.shape, f"layer {ffn.layer}")
+        if ffn.name in self._made:  # a module that a forward passes several times
+            return new
         if new.sizes != self.sizes:
             raise OptionError(
                 f"layer {ffn.layer} has (experts, inner width, shared width) {new.sizes}, the first {self.sizes}: "
@@ -135,15 +141,18 @@ class _NewMixtures:
             names.append(name)
         self.about[ffn.layer] = json.loads(json.dumps(dict(new.about or {}), default=str))
         self.writer.finish_unit(ffn.name, self.about[ffn.layer], names)
+        self._made.add(ffn.name)
         if self.mark:
-            self.marks.append(marks_of(new.experts, dtype))
+            self.marks[ffn.name] = marks_of(new.experts, dtype)
         return new
 
     def make_rest(self) -> None:
         """Without a check nothing has been asked for: all, but for what an earlier writer finished."""
-        for ffn in self.dense.ffns[len(self.about) :]:
+        for ffn in self.dense.ffns:
+            if ffn.name in self._made:
+                continue
             if (kept := self.writer.unit(ffn.name)) is not None:
-                self.about[ffn.layer], self._first = kept, None
+                self.about[ffn.layer] = kept
             else:
                 self.make(read_ffn(self.dense, ffn))
 

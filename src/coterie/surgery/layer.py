@@ -141,6 +141,9 @@ def _read_weights(checkpoint: Checkpoint, site: ExpertSite) -> dict[str, Tensor]
     stacks: dict[str, Tensor] = {}
     reader = ExpertReader(site)
     for expert in range(site.num_experts):
+        if expert and reader.plain:
+            reader.into(expert, {name: stack[expert] for name, stack in stacks.items()})
+            continue
         for name, weight in reader.weights(reader.parts(expert)).items():
             if name not in stacks:
                 stacks[name] = empty((site.num_experts, *weight.shape), site.dtype)

@@ -16,7 +16,7 @@ from coterie.surgery.forward import by_channels
 from coterie.surgery.reading import ExpertReader
 from coterie.surgery.shard import bytes_of
 
-__all__ = ["Marks", "experts_on_disk", "marks_of"]
+__all__ = ["Marks", "experts_on_disk", "marks_of", "marks_of_parts"]
 
 Marks = Sequence[Mapping[str, int]]
 """Of every expert: the checksum (CRC-32) of each weight in the canonical orientation, or of each part of its kind."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from coterie.errors import OptionError
 from coterie.ops.align import activation_rows, match_rows, neuron_rows, permute_neurons
 from coterie.surgery.grouping import Grouping
+from coterie.surgery.pages import empty
 
 __all__ = ["Alignment", "Reference", "match_experts", "merge_experts", "merge_group"]
 
@@ -69,11 +70,15 @@ def merge_experts(
     Returns:
         name -> [E', ...] in the dtype of ``weights``; computed in float32.
     """
-    made = []
-    for some, dominant in zip(grouping.members, grouping.dominants, strict=True):
+    made: dict[str, Tensor] = {}
+    for place, (some, dominant) in enumerate(zip(grouping.members, grouping.dominants, strict=True)):
         order = [dominant, *(expert for expert in some if expert != dominant)]
-        made.append(merge_group([_moved(weights, expert, some, orders or {}) for expert in order], usage[order]))
-    return {name: torch.stack([each[name] for each in made]) for name in weights}
+        merged = merge_group([_moved(weights, expert, some, orders or {}) for expert in order], usage[order])
+        for name, weight in merged.items():
+            if name not in made:
+                made[name] = empty((len(grouping.dominants), *weight.shape), weight.dtype)
+            made[name][place] = weight
+    return made
 
 
 def merge_group(experts: list[Weights], usage: Tensor) -> dict[str, Tensor]:

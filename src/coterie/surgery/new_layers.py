@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from coterie.models.checkpoint import Checkpoint, ExpertSite
@@ -16,6 +17,7 @@ from coterie.surgery.layer import LayerExperts, NewLayer, read_layer
 from coterie.surgery.marks import Marks, marks_of, marks_of_parts
 from coterie.surgery.new_config import check_gate
 from coterie.surgery.target import Target, router_names, targets
+from coterie.surgery.threads import computing
 from coterie.surgery.writer import CheckpointWriter
 
 __all__ = ["NewLayers", "Say"]
@@ -38,7 +40,7 @@ class NewLayers:
     Attributes:
         records: of the layers that are done, by module path of the experts: what coterie.json would say.
         about: what the edit said of them.
-        marks: of their experts.
+        marks: of their experts; there when the writer has completed its work.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class NewLayers:
         container: str, say: Say, *, mark: bool = True,
     ) -> None:  # fmt: skip
         self.checkpoint, self.edit, self.writer, self.container, self.say = checkpoint, edit, writer, container, say
-        self.mark = mark
+        self.mark, self.threads = mark, torch.get_num_threads()
         self.targets = {target.site.name: target for target in targets(checkpoint)}
         self.records: dict[str, SiteExperts] = {}
         self.about: dict[str, Mapping[str, Any]] = {}
@@ -57,7 +59,9 @@ class NewLayers:
         if site.name not in self.records:
             self.say(f"Layer {site.layer}", len(self.records), len(self.checkpoint.sites))
         layer = read_layer(self.checkpoint, site)
-        new = self.edit(layer).checked(layer)
+        with computing(self.threads):  # what an edit computes may be much
+            new = self.edit(layer)
+        new = new.checked(layer)
         check_gate(self.checkpoint, new.num_routes, site.top_k, site.layer)
         record = self._record(site, new)
         refuse_early(self.checkpoint, [*self.records.values(), record], self.container, site.layer)
@@ -68,6 +72,9 @@ class NewLayers:
         if self.mark:
             self.marks[site.name] = marks_of(new.weights, site.dtype) if new.kind is None else marks_of_parts(new.parts)
         return new
+
+    def _mark(self, site: ExpertSite, new: NewLayer) -> None:
+        self.marks[site.name] = marks_of(new.weights, site.dtype) if new.kind is None else marks_of_parts(new.parts)
 
     def make_rest(self) -> None:
         """Those that were not asked for, but for what an earlier writer finished."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from coterie.errors import OptionError
 from coterie.models.statistics import SiteStatistics
 from coterie.registry import Registry
-from coterie.surgery.pages import empty
+from coterie.surgery.pages import stacked
 
 __all__ = ["SALIENCY", "Saliency", "curve_counts", "keep_rows"]
 
@@ -58,15 +58,13 @@ def _random(site: SiteStatistics, router: Mapping[str, Tensor], generator: torch
 
 def keep_rows(tensors: Mapping[str, Tensor], keep: Sequence[int]) -> dict[str, Tensor]:
     """The rows ``keep`` of every tensor: of [E, ...] weights, or of a router's tensors."""
-    index = torch.tensor(keep)
-    return {name: _chosen(tensor, index.to(tensor.device)) for name, tensor in tensors.items()}
+    return {name: _chosen(tensor, keep) for name, tensor in tensors.items()}
 
 
-def _chosen(tensor: Tensor, index: Tensor) -> Tensor:
-    if tensor.device.type != "cpu" or tensor.requires_grad:
-        return tensor.index_select(0, index)
-    out = empty((len(index), *tensor.shape[1:]), tensor.dtype)
-    return torch.index_select(tensor, 0, index, out=out)
+def _chosen(tensor: Tensor, keep: Sequence[int]) -> Tensor:
+    if tensor.device.type != "cpu" or tensor.requires_grad or tensor.dim() < 3 or not keep:
+        return tensor.index_select(0, torch.tensor(keep, device=tensor.device))
+    return stacked([tensor[expert] for expert in keep])
 
 
 def curve_counts(curves: Sequence[Sequence[float]], total: int, blocks: int = 1) -> list[int]:

@@ -33,10 +33,13 @@ class ExpertReader:
 
     Args:
         site: of an opened checkpoint.
+
+    Attributes:
+        plain: whether what was read last lies on disk as `weights` gives it, so that `into` can read the next.
     """
 
     def __init__(self, site: ExpertSite) -> None:
-        self.site = site
+        self.site, self.plain = site, False
         self._memory: dict[str, Tensor] = {}
 
     @property
@@ -60,7 +63,18 @@ class ExpertReader:
         """
         site = self.site
         floats = site.storage.weights(parts, site.dtype) if site.kind is None else site.kind.floats(parts)
-        return canonical(floats, site.shape)
+        found = canonical(floats, site.shape)
+        self.plain = found.keys() == parts.keys() and all(_same(found[name], parts[name]) for name in found)
+        return found
+
+    def into(self, expert: int, targets: Mapping[str, Tensor]) -> None:
+        """Fill ``targets``, one for each weight, from a disk that is `plain`.
+
+        Raises:
+            CheckpointError: a file is gone or ends too early.
+        """
+        for name, part in self.site.parts(expert).items():
+            read_into(targets[name], part, keep=True)
 
     def _read(self, name: str, part: TensorRange) -> Tensor:
         memory = self._memory.get(name)
@@ -68,3 +82,7 @@ class ExpertReader:
             memory = self._memory[name] = empty(part.shape, dtype_of(part))
         read_into(memory, part, keep=True)
         return memory
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.shape == b.shape and a.stride() == b.stride()

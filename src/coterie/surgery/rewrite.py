@@ -20,6 +20,7 @@ from coterie.surgery.probe import edited_host
 from coterie.surgery.routing_tensors import router_tensors
 from coterie.surgery.size import Size, size_of
 from coterie.surgery.target import targets
+from coterie.surgery.threads import computing
 from coterie.surgery.verify import check_written, logits_of, probe_ids
 from coterie.surgery.writer import CheckpointWriter, refuse_existing
 
@@ -97,8 +98,9 @@ def rewrite(
     sizes = (2 * sum(map(len, checkpoint.ranges)), 2 * len(checkpoint.ranges))
     with CheckpointWriter(out, job, names=sizes, max_shard=max_shard, resume=resume) as writer:
         layers = NewLayers(checkpoint, edit, writer, container, say, mark=check)
-        expected = logits_of(edited_host(checkpoint, layers.make), probe_ids(checkpoint)) if check else None
-        layers.make_rest()
+        with computing(layers.threads - 1):  # the writer has one of its own
+            expected = logits_of(edited_host(checkpoint, layers.make), probe_ids(checkpoint)) if check else None
+            layers.make_rest()
         found = needed_container(checkpoint, [*layers.records.values()])
         final = found if container == "auto" else container
         copied = _write_rest(checkpoint, writer, layers.records, say)

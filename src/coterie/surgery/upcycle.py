@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coterie.errors import OptionError
-from coterie.surgery.pages import empty
+from coterie.surgery.pages import stacked
 
 __all__ = ["added_row", "appended", "copies", "prompt_rows", "scaled_down", "side_by_side", "without"]
 
@@ -64,12 +64,7 @@ def side_by_side(models: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -
                     f"{names[0]} has {each} of {here}, {name} of {there}: experts must be of one shape. Take models "
                     "that were trained from the same base."
                 )
-    return {name: _stacked([one[name].to(first[name].dtype) for one in models]) for name in first}
-
-
-def _stacked(matrices: Sequence[Tensor]) -> Tensor:
-    out = empty((len(matrices), *matrices[0].shape), matrices[0].dtype)
-    return torch.stack(list(matrices), out=out)
+    return {name: stacked([one[name].to(first[name].dtype) for one in models]) for name in first}
 
 
 def scaled_down(weights: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:

@@ -23,34 +23,13 @@ from coterie.errors import OptionError
 from coterie.models.shards import INDEX, SINGLE
 from coterie.ranges import TensorRange, read_header
 from coterie.surgery.behind import Behind
-from coterie.surgery.disk import DiskFullError, flush_names, sound_pieces, told
+from coterie.surgery.disk import DiskFullError, flush_names, part_of, refuse_existing, sound_pieces, told
 from coterie.surgery.shard import DTYPE_NAMES, OpenShard, bytes_of, room_for
 
 __all__ = ["CheckpointWriter", "part_of", "refuse_existing"]
 
 _MANIFEST = "coterie-part.json"
 _WAITING = 256 << 20  # most bytes of tensors that wait for the disk; one that is larger waits alone
-
-
-def part_of(out: Path) -> Path:
-    """Where a checkpoint is written until it is whole."""
-    return out.with_name(f"{out.name}.part")
-
-
-def refuse_existing(out: Path, resume: bool) -> None:
-    """Refuse to write over anything.
-
-    Raises:
-        OptionError: ``out`` exists, its directory does not, or unfinished work lies there and is not to go on.
-    """
-    if out.exists():
-        raise OptionError(f"{out} exists already. Name another directory, or remove it first: rm -r {out}")
-    if not out.parent.is_dir():
-        raise OptionError(f"There is no directory {out.parent}. Make it first: mkdir -p {out.parent}")
-    if part_of(out).exists() and not resume:
-        raise OptionError(
-            f"{part_of(out)} holds unfinished work. Go on with it by --resume, or remove it: rm -r {part_of(out)}"
-        )
 
 
 class CheckpointWriter:
@@ -101,7 +80,7 @@ class CheckpointWriter:
             shutil.rmtree(self.part, ignore_errors=True)
             self.part.mkdir()
         self._job = job
-        self._save_manifest()
+        self._save_manifest(self._manifest())
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -140,8 +119,8 @@ class CheckpointWriter:
     def finish_unit(self, name: str, about: Any, tensors: list[str]) -> None:
         """Remember that ``tensors`` are all of ``name``; what ``about`` says comes back from `unit`."""
         self._units[name] = {"about": about, "tensors": tensors}
-        with told(self.part):
-            self._save_manifest()
+        text = self._manifest()
+        self.after(lambda: self._save_manifest(text))
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Write a tensor, unless it is there; it must not change until it is written.
@@ -170,6 +149,10 @@ class CheckpointWriter:
             DiskFullError: there is no room left.
         """
         self._give(name, part.dtype, part.shape, part.nbytes, lambda: sound_pieces(name, part))
+
+    def after(self, work: Callable[[], None]) -> None:
+        """Have something else done behind, after what was given before."""
+        self._behind.do(work)
 
     def complete(self, config: Mapping[str, Any], files: Callable[[Path], None]) -> None:
         """Close the last shard, give shards their final names, write the index, config.json and what ``files`` writes.
@@ -241,10 +224,14 @@ class CheckpointWriter:
         for number, file in enumerate(final, 1):
             os.rename(file, self._shard_path(number))
 
-    def _save_manifest(self) -> None:
+    def _save_manifest(self, text: str) -> None:
         scratch = self.part / f"{_MANIFEST}.new"
-        scratch.write_text(json.dumps({"job": self._job, "units": self._units}), encoding="utf-8")
-        os.replace(scratch, self.part / _MANIFEST)
+        with told(self.part):
+            scratch.write_text(text, encoding="utf-8")
+            os.replace(scratch, self.part / _MANIFEST)
+
+    def _manifest(self) -> str:
+        return json.dumps({"job": self._job, "units": self._units})
 
     def _shard_path(self, number: int) -> Path:
         return self.part / f"shard-{number:05}.safetensors"
