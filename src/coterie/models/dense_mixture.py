@@ -58,7 +58,7 @@ class MixtureExperts(nn.Module):
 
     def _apply_gate(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        return self.act_fn(gate) * up
+        return self.act_fn(gate.contiguous()) * up  # on strides some activations have other last bits
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """[T, D], indices and weights [T, K], E for none -> [T, D]."""

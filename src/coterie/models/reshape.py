@@ -13,7 +13,7 @@ from coterie.errors import CheckpointError, OptionError, UnsupportedError
 from coterie.experts import kind_from_record
 from coterie.models.compat import ffn_shape
 from coterie.models.find import MoESite, find_sites
-from coterie.models.stored import SiteExperts
+from coterie.models.stored_experts import SiteExperts
 
 __all__ = ["COUNTS", "reshape", "resize_gate"]
 

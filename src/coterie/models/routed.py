@@ -15,12 +15,12 @@ from coterie.models.compat import routed_config_class, routed_model_class
 from coterie.models.facts import RouterFacts, router_facts
 from coterie.models.find import MoESite, find_sites
 from coterie.models.gates import family_options, kept_options, take_gate
-from coterie.models.own_experts import aliased, completed, give_experts
+from coterie.models.own_experts import give_experts
 from coterie.models.routed_class import Routed, site_shapes
 from coterie.models.stored import FILE, Curves, RouterSpec, Stored, check_curves
 from coterie.routers import build_routers
 
-__all__ = ["Routed", "RouterSpec", "aliased", "completed", "config_of", "route", "set_curves"]
+__all__ = ["RouterSpec", "config_of", "route", "set_curves"]
 
 
 def route(model: Any, spec: RouterSpec, *, keep_gate: bool = True) -> Attachment:

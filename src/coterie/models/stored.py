@@ -16,6 +16,7 @@ from coterie import __version__
 from coterie.errors import CheckpointError, OptionError
 from coterie.models.compat import BASE, MODEL_TYPE, family_config_class, no_base
 from coterie.models.shards import read_json
+from coterie.models.stored_experts import SiteExperts, field_of
 from coterie.models.stored_mixture import StoredMixture
 from coterie.routers import PRESETS, SiteShape, build_routers
 
@@ -38,61 +39,6 @@ class RouterSpec:
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.options.items())})"
-
-
-@dataclass(frozen=True)
-class SiteExperts:
-    """The experts of one layer, where config.json cannot say them.
-
-    Attributes:
-        experts: E, how many there are.
-        routes: R, rows of the gate.
-        experts_of: expert of each route, where several routes lead to one; None: route r is expert r.
-        inner: inner width of each, where it is not that of config.json.
-        kind: ``{"name": ..., ...}`` of experts that are no plain feed-forward experts, as
-            `coterie.experts.ExpertKind.as_record` has it.
-    """
-
-    experts: int
-    routes: int
-    experts_of: tuple[int, ...] | None = None
-    inner: int | None = None
-    kind: Mapping[str, Any] | None = None
-
-    def as_record(self) -> dict[str, Any]:
-        """A JSON table."""
-        aliases = None if self.experts_of is None else list(self.experts_of)
-        return {
-            "experts": self.experts, "routes": self.routes, "experts_of": aliases, "inner": self.inner,
-            "kind": None if self.kind is None else dict(self.kind),
-        }  # fmt: skip
-
-    @classmethod
-    def from_record(cls, record: Any, where: str) -> SiteExperts:
-        """What `as_record` made, checked.
-
-        Raises:
-            CheckpointError: a field is missing or of another kind, or contradicts another.
-        """
-        if not isinstance(record, dict):
-            raise CheckpointError(f"{where}: a layer's experts are {record!r}, not a table. Copy the file again.")
-        experts, routes = _field(record, "experts", int, where), _field(record, "routes", int, where)
-        aliases, inner, kind = record.get("experts_of"), record.get("inner"), record.get("kind")
-        leads = range(routes) if aliases is None else aliases
-        if (
-            experts < 1
-            or not isinstance(leads, list | range)
-            or not all(isinstance(expert, int) and 0 <= expert < experts for expert in leads)
-            or len(leads) != routes
-            or set(leads) != set(range(experts))
-            or not isinstance(inner, int | None)
-            or not isinstance(kind, dict | None)
-        ):
-            raise CheckpointError(
-                f"{where} contradicts itself: {routes} routes to {experts} experts by the map {aliases}. Copy the file "
-                "again, or save the model again."
-            )
-        return cls(experts, routes, None if aliases is None else tuple(aliases), inner, kind)
 
 
 @dataclass(frozen=True)
@@ -139,18 +85,18 @@ class Stored:
         _check_format(record.get("format"), str(record.get("coterie", "another version")), where)
         experts = {
             str(site): SiteExperts.from_record(each, f"{where}: {site}")
-            for site, each in (_field(record, "experts", dict, where) if "experts" in record else {}).items()
+            for site, each in (field_of(record, "experts", dict, where) if "experts" in record else {}).items()
         }
         method = record.get("method") if isinstance(record.get("method"), dict) else {}
         mixture, router = None, None
         if "mixture" in record:
-            mixture = StoredMixture.from_record(_field(record, "mixture", dict, where), where)
+            mixture = StoredMixture.from_record(field_of(record, "mixture", dict, where), where)
         if record.get("router") is not None or not (experts or mixture):
-            router = _field(record, "router", dict, where)
+            router = field_of(record, "router", dict, where)
         spec = None if router is None else RouterSpec(
-            _field(router, "name", str, where), _field(router, "options", dict, where)
+            field_of(router, "name", str, where), field_of(router, "options", dict, where)
         )  # fmt: skip
-        curves, base = _field(record, "curves", dict, where), _field(record, "base", dict, where)
+        curves, base = field_of(record, "curves", dict, where), field_of(record, "base", dict, where)
         if spec is not None and spec.name not in PRESETS:
             raise CheckpointError(
                 f"{where} routes by {spec.name!r}, which Coterie {__version__} does not know; it has: "
@@ -255,14 +201,6 @@ def _check_format(found: Any, writer: str, where: str) -> None:
             f"{where} has format {found}, written by Coterie {writer}; Coterie {__version__} reads up to {FORMAT}. "
             "Type: pip install -U coterie"
         )
-
-
-def _field(record: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
-    value = record.get(name)
-    if not isinstance(value, kind):
-        found = "is missing" if value is None else f"is {value!r}"
-        raise CheckpointError(f"{where}: the field {name!r} {found}. Copy the file again, or save the model again.")
-    return value
 
 
 def _plain(value: Any) -> Any:
