@@ -8,19 +8,26 @@ import torch
 from safetensors import safe_open
 
 
-def differences(first: Path, second: Path, skip: str = "") -> list[str]:
-    """Names of tensors that are not equal bit for bit, or in one checkpoint only; experts one by one.
+def differences(first: Path, second: Path, skip: str = "", within: float = 0.0) -> list[str]:
+    """Names of tensors that are not equal, or in one checkpoint only; experts one by one.
 
     Args:
         first, second: directories.
         skip: names with this in them do not count: gates that are drawn at random.
+        within: a tensor's numbers may differ by this share of the largest of them; 0: bit for bit.
     """
     places = [_places(each) for each in (first, second)]
     names = [name for name in sorted(places[0].keys() | places[1].keys()) if not (skip and skip in name)]
     return [
         name for name in names
-        if not all(name in each for each in places) or not torch.equal(*(_read(*each[name]) for each in places))
+        if not all(name in each for each in places) or not _near(*(_read(*each[name]) for each in places), within)
     ]  # fmt: skip
+
+
+def _near(a: torch.Tensor, b: torch.Tensor, within: float) -> bool:
+    if not within or a.shape != b.shape:
+        return torch.equal(a, b)
+    return bool((a.float() - b.float()).abs().max() <= within * a.float().abs().max())
 
 
 Place = tuple[Path, str, int | None, int | None]

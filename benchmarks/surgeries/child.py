@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 OURS, PLAIN = "coterie", "everything in memory"
+WEIGHTS = (0.25, 0.75)
+"""Of the two models that are averaged."""
 
 
 def main(task: str, arm: str, out: str, *sources: str) -> None:
@@ -27,6 +29,31 @@ def upcycle_plan(sources: list[Path], file: Path) -> Path:
             "architecture": "mixtral", "experts": experts}  # fmt: skip
     file.write_text(json.dumps(plan))  # JSON is YAML
     return file
+
+
+def linear_plan(sources: list[Path], file: Path) -> Path:
+    """The YAML file of mergekit for the mean of ``sources``, in the type they are stored in."""
+    models = [
+        {"model": str(source), "parameters": {"weight": weight}}
+        for source, weight in zip(sources, WEIGHTS, strict=True)
+    ]
+    file.write_text(json.dumps({"merge_method": "linear", "dtype": "bfloat16", "models": models}))
+    return file
+
+
+def _average(out: Path, sources: list[Path]) -> None:
+    from coterie.jobs import average_models
+
+    average_models(sources[0], {str(sources[1]): WEIGHTS[1]}, out, weight=WEIGHTS[0])
+
+
+def _average_plainly(out: Path, sources: list[Path]) -> None:
+    first, second = map(_loaded, sources)
+    others = dict(second.named_parameters())
+    with torch.no_grad():
+        for name, parameter in first.named_parameters():
+            parameter.copy_(WEIGHTS[0] * parameter.float() + WEIGHTS[1] * others[name].float())
+    first.save_pretrained(out)
 
 
 def _upcycle(out: Path, sources: list[Path]) -> None:
@@ -75,14 +102,10 @@ def _merge(out: Path, sources: list[Path]) -> None:
     from coterie.surgery.merge import match_experts, merge_experts
     from coterie.surgery.prune import keep_rows
 
-    orders: dict[str, Any] = {}
-
     def edit(layer: Any) -> NewLayer:
         grouping = _pairs(layer.num_experts)
-        name = layer.site.name
-        if name not in orders:
-            orders[name] = match_experts(layer.weights, grouping)
-        weights = merge_experts(layer.weights, grouping, torch.ones(layer.num_experts), orders[name])
+        orders = match_experts(layer.weights, grouping)
+        weights = merge_experts(layer.weights, grouping, torch.ones(layer.num_experts), orders)
         return NewLayer(weights, keep_rows(layer.router, grouping.dominants))
 
     _rewrite(out, sources[0], edit, "merge")
@@ -140,11 +163,12 @@ def _pairs(experts: int) -> Any:
 
 
 _ARMS = {
+    ("average", OURS): _average, ("average", PLAIN): _average_plainly,
     ("upcycle", OURS): _upcycle, ("upcycle", PLAIN): _upcycle_plainly,
     ("prune", OURS): _prune, ("prune", PLAIN): _prune_plainly,
     ("merge", OURS): _merge, ("merge", PLAIN): _merge_plainly,
 }  # fmt: skip
-TASKS = ("upcycle", "prune", "merge")
+TASKS = ("upcycle", "average", "prune", "merge")
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

@@ -61,16 +61,18 @@ def _ratio(arms: dict[str, list[Record]], peer: str, measure: str) -> float:
 
 
 def _table(task: Record) -> str:
-    lines = ["| arm | seconds | peak MiB | of it anonymous MiB | time of ours | memory of ours |",
-             "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
+    lines = ["| arm | seconds | of processor | peak MiB | of it anonymous MiB | time of ours | memory of ours |",
+             "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
     for name, runs in task["arms"].items():
         if differing := task["wrong"].get(name):
-            lines.append(f"| {name} | wrong: {', '.join(differing[:2])} | - | - | - | - |")
+            lines.append(f"| {name} | wrong: {', '.join(differing[:2])} | - | - | - | - | - |")
             continue
         seconds, peak, anonymous = (median(run[m] for run in runs) for m in ("seconds", "peak", "anonymous"))
+        cpu = median(run.get("cpu", float("nan")) for run in runs)
         ratios = [f"{_ratio(task['arms'], name, measure):.2f}" for measure in ("seconds", "peak")]
         lines.append(
-            f"| {name} | {seconds:.1f} | {peak / 2**20:.0f} | {anonymous / 2**20:.0f} | {ratios[0]} | {ratios[1]} |"
+            f"| {name} | {seconds:.1f} | {cpu:.1f} | {peak / 2**20:.0f} | {anonymous / 2**20:.0f} | {ratios[0]} | "
+            f"{ratios[1]} |"
         )
     read, wrote = task["bytes read"] / 1e9, task["bytes written"] / 1e9
     runs = len(task["arms"][OURS])
@@ -109,12 +111,13 @@ def _head(config: dict[str, Any]) -> str:
 _READING = """## How to read this
 
 Every run is a process of its own; its time counts from the start of the interpreter, imports included. Peak memory is
-what the kernel kept as most resident, mapped files included; the anonymous part was looked at fifty times a second.
-Arms take turns, outputs are removed after each. Before anything is told, tensors are compared bit for bit with those of
-Coterie (of an upcycled model all but the gates, which both draw at random). Coterie's time includes its check: the
-logits of what it wrote against the edit in memory, which no other arm does.
+the kernel's high-water mark of what is resident, mapped files included; it and the anonymous part were looked at fifty
+times a second. Arms take turns, outputs are removed after each; before each run, what was written is flushed and the
+sources are read once, so that nobody waits for what another left behind. Before anything is told, tensors are compared
+bit for bit with those of Coterie: of an upcycled model all but the gates, which both draw at random; of mergekit's mean
+to the rounding of the type it adds up in. Coterie's time includes its check of what it wrote, which no other arm does.
 
-*upcycle* makes a mixture of two dense models, from one YAML file that mergekit and Coterie both read. *prune* keeps
-every other expert; *merge* aligns and averages neighbours, by the same functions in both arms. Calibration is no part
-of it: who is kept or merged is said beforehand. mergekit does neither of the two, and Coterie has no linear merge of
-dense models, so that upcycling is what they have in common."""
+*upcycle* makes a mixture of two dense models, from one YAML file that mergekit and Coterie both read. *average* is the
+mean of the same two, one part to three. *prune* keeps every other expert; *merge* aligns and averages neighbours, by
+the same functions in both arms. Calibration is no part of it: who is kept or merged is said beforehand. mergekit does
+neither of the last two."""

@@ -21,7 +21,9 @@ SMALL = SCALES["small"]
 
 
 def runs(seconds: float, peak: float) -> list[dict[str, Any]]:
-    return [{"seconds": seconds * by, "peak": peak * 2**20, "anonymous": peak * 2**19} for by in (0.9, 1.0, 1.3)]
+    return [
+        {"seconds": seconds * by, "peak": peak * 2**20, "anonymous": peak * 2**19, "cpu": 3.5} for by in (0.9, 1.0, 1.3)
+    ]
 
 
 def task(**changes: Any) -> dict[str, Any]:
@@ -36,7 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_task_gives_the_same_tensors_in_both_arms(folder: Path) -> None:
-    sources = {"upcycle": [dense_model(folder, SMALL, n) for n in (0, 1)]}
+    dense = [dense_model(folder, SMALL, n) for n in (0, 1)]
+    sources = {"upcycle": dense, "average": dense}
     for name in TASKS:
         given = [str(source) for source in sources.get(name, [mixture(folder, SMALL)])]
         for arm, out in ((OURS, "ours"), (PLAIN, "plain")):
@@ -66,6 +69,8 @@ def test_layouts_are_compared_expert_by_expert(tmp_path: Path) -> None:
     apart[f"{prefix}block_sparse_moe.experts.1.w3.weight"][0, 0] += 1
     save_file(apart, tmp_path / "apart" / "model.safetensors")
     assert differences(tmp_path / "stacked", tmp_path / "apart") == [f"{prefix}mlp.experts.1.up_proj.weight"]
+    assert differences(tmp_path / "stacked", tmp_path / "apart", within=0.01)
+    assert differences(tmp_path / "stacked", tmp_path / "apart", within=1.0) == []
 
 
 def test_a_process_is_measured(tmp_path: Path) -> None:
@@ -73,6 +78,9 @@ def test_a_process_is_measured(tmp_path: Path) -> None:
     found = spent(big, tmp_path / "log", tmp_path, {})
     assert found.seconds > 0
     assert found.peak > 64 << 20
+    assert found.cpu > 0
+    mine = bytearray(b"1") * (256 << 20)  # what the parent holds is not the child's
+    assert spent([sys.executable, "-c", "pass"], tmp_path / "log", tmp_path, {}).peak < len(mine) // 2
     with pytest.raises(ArmFailed, match="no luck"):
         spent([sys.executable, "-c", "raise SystemExit('no luck')"], tmp_path / "log", tmp_path, {})
 
@@ -102,8 +110,8 @@ def test_the_report_has_a_table_for_each_task_and_no_ratio_on_a_wrong_answer() -
     }  # fmt: skip
     found = {"kind": "factors", "rank": 4, "rows": 1, "error": 0.5, "numbers": 0.1, "whole": 2e-3, "thin": 1e-3}
     text = render(config, [task(wrong={MERGEKIT: ["lm_head.weight"]}), found])
-    assert "| coterie | 2.0 | 600 | 300 | 1.00 | 1.00 |" in text
-    assert "| mergekit | wrong: lm_head.weight | - | - | - | - |" in text
+    assert "| coterie | 2.0 | 3.5 | 600 | 300 | 1.00 | 1.00 |" in text
+    assert "| mergekit | wrong: lm_head.weight | - | - | - | - | - |" in text
     assert "| 4 | 0.10 | 0.500 | 1 | 2.000 | 1.000 | 0.50 |" in text
     assert "mergekit 0.1.5" in text
 

@@ -1,4 +1,4 @@
-"""Bytes from and to the disk: where work lies until it is whole, pieces of a file, what the system says in sentences."""
+"""Bytes from and to the disk: where unfinished work lies, pieces of a file, what the system says in sentences."""
 
 from __future__ import annotations
 
