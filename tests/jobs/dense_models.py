@@ -32,9 +32,10 @@ CONFIGS = {
         vocab_size=320, n_embd=32, n_inner=INNER, n_layer=2, n_head=4, n_positions=256, initializer_range=0.2,
         bos_token_id=None, eos_token_id=0, **more,
     ),
-    "opt": lambda **more: OPTConfig(
+    "opt": lambda word_embed_proj_dim=32, **more: OPTConfig(
         vocab_size=320, hidden_size=32, ffn_dim=INNER, num_hidden_layers=2, num_attention_heads=4, init_std=0.2,
-        max_position_embeddings=256, word_embed_proj_dim=32, bos_token_id=None, eos_token_id=0, pad_token_id=1, **more,
+        max_position_embeddings=256, word_embed_proj_dim=word_embed_proj_dim, bos_token_id=None, eos_token_id=0,
+        pad_token_id=1, **more,
     ),
 }  # fmt: skip
 

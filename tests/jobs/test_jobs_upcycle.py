@@ -84,6 +84,32 @@ def test_prompts_lead_to_their_experts(tmp_path, models, gates):
     assert made.method.options["gates"] == gates
 
 
+def test_prompts_lead_to_experts_that_lie_loose_in_their_layer(tmp_path):
+    names = [
+        str(save_dense(tmp_path / name, "opt", seed=seed)) for seed, name in enumerate(("base", "coder", "writer"))
+    ]
+    made = upcycle(two(names), tmp_path / "out")
+    assert made.made.container == "coterie"
+    gate = load_file(tmp_path / "out" / "model.safetensors")["model.decoder.layers.0.fc1.gate.weight"]
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    states = []
+    model.model.decoder.layers[0].fc1.register_forward_pre_hook(
+        lambda module, args: states.append(args[0].view(-1, 32))
+    )
+    for text in ("import os", "once upon a time"):
+        with torch.no_grad():
+            model(input_ids=torch.tensor([tiny_tokenizer()(text)["input_ids"]]))
+    assert [int((each[1:].mean(0) @ gate.T).argmax()) for each in states] == [0, 1]
+
+
+def test_embeddings_of_another_width_make_no_rows(tmp_path):
+    names = [str(save_dense(tmp_path / str(seed), "opt", seed=seed, word_embed_proj_dim=16)) for seed in range(3)]
+    with pytest.raises(OptionError, match="are 16 wide and its layers 32"):
+        upcycle(two(names, gates="cheap_embed"), tmp_path / "out")
+
+
 def test_prompts_that_look_alike_are_noted(tmp_path, models):
     plan = two(models)
     same = replace(plan, experts=(plan.experts[0], replace(plan.experts[1], prompts=("import os", "def main():"))))

@@ -253,3 +253,13 @@ def test_sites_are_where_they_were(dense, tmp_path):
     assert [site.name for site in find_sites(loaded(made.path))] == [
         "model.decoder.layers.0.fc1.experts", "model.decoder.layers.1.fc1.experts"
     ]  # fmt: skip
+
+
+def test_layers_that_a_forward_passes_again_are_made_once(dense, tmp_path):
+    path, wanted = dense("hrm_text")
+    with pytest.raises(UnsupportedError, match="stores several weights of .* in one tensor"):
+        split(path, tmp_path / "no", 4, k=4)
+    with quiet():
+        loaded(path).save_pretrained(tmp_path / "plain", save_original_format=False)
+    made = split(tmp_path / "plain", tmp_path / "out", 4, k=4).made
+    assert apart(logits(loaded(made.path)), wanted) < 1e-5

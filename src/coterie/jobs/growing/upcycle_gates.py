@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coterie.errors import OptionError
 from coterie.jobs.growing.upcycle_plan import UpcyclePlan
 from coterie.models.checkpoint import Checkpoint
 from coterie.models.compat import DiskNames, skeleton
@@ -60,6 +61,7 @@ def first_gates(
     Raises:
         PromptError: a prompt is empty or too long.
         CheckpointError: the base has no tokenizer, or computes numbers that are not finite.
+        OptionError: embeddings are asked for, and are of another width than the layers.
     """
     width, count = base.ffns[0].shape.width, len(plan.experts)
     if not plan.needs_prompts:
@@ -73,11 +75,17 @@ def first_gates(
     prompts = Prompts.of(base.path, base.context_length)
     groups = _groups([each.prompts for each in plan.experts], [each.negative for each in plan.experts])
     if plan.gates == "cheap_embed":
-        means = mean_embeddings(_embedding(base), prompts, groups)
+        table = _embedding(base)
+        if table.shape[1] != width:
+            raise OptionError(
+                f"The embeddings of {base.path} are {table.shape[1]} wide and its layers {width}, so that rows of a "
+                "gate cannot be made of them. Choose gates by hidden."
+            )
+        means = mean_embeddings(table, prompts, groups)
         states = {ffn.name: means for ffn in base.ffns}
     else:
         host = mixture_host(base, None, 1)
-        modules = {ffn.name: host.get_submodule(ffn.name) for ffn in base.ffns}
+        modules = {ffn.name: host.get_submodule(ffn.block) for ffn in base.ffns}
         pooling: Any = "last" if plan.gates == "hidden_last" else "mean"
         states = mean_inputs(host, modules, prompts, groups, pooling=pooling, say=say)
     made = {name: _rows(means, count) for name, means in states.items()}
