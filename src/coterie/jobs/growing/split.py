@@ -110,7 +110,7 @@ def split(
         OptionError: ``out`` exists, channels that do not fall into so many parts, statistics and texts at once, or
             options that do not go together.
         CheckpointError: the checkpoint or the statistics are damaged or of another model, or the disk is full.
-        UnsupportedError: a model with experts, or of a family that no native mixture has the attention of.
+        UnsupportedError: a model with experts, or whose feed-forwards are of no known form.
         PromptError: a text is missing, empty, binary or too short.
     """
     refuse_existing(Path(out).expanduser(), resume)

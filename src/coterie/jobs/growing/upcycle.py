@@ -76,7 +76,7 @@ def upcycle(
 
     Raises:
         OptionError: ``out`` exists, or the models are not of one shape; says in what they differ.
-        UnsupportedError: a model with experts, or of a family that no native mixture has the attention of.
+        UnsupportedError: a model with experts, or whose feed-forwards are of no known form.
         PromptError: a prompt is empty or too long.
         CheckpointError: a checkpoint is damaged, or the disk is full.
     """
