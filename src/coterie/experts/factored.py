@@ -6,7 +6,7 @@ were made of; exact where the rank is full or all of S is kept (MC-SMoE, arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -115,10 +115,14 @@ class Factored(ExpertKind):
     def parameters(self, expert: int) -> int:
         return sum(prod(part.shape) for part in self.parts(expert).values() if part.dtype == self.dtype)
 
-    def forward(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, parts: Mapping[str, Tensor], *, watch: Callable[[Tensor], None] | None = None
+    ) -> Tensor:
         filled = bucketed(x)
         ups = [self._linear(filled, parts, name) for name in self.shape.up_names]
         hidden = self.shape.hidden(ups[-1], ups[0] if len(ups) == 2 else None)
+        if watch is not None:
+            watch(hidden[: x.shape[0]])
         return self.shape.finish(self._linear(hidden, parts, "down_proj")[: x.shape[0]], parts.get("post_norm"))
 
     def floats(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ Weights only: rows stay floats. How many bits may differ from expert to expert a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -99,10 +99,14 @@ class Integers(ExpertKind):
     def multiplications(self, expert: int) -> int:
         return sum(size[0] * size[1] for size in self.shape.weight_shapes().values() if len(size) == 2)
 
-    def forward(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, parts: Mapping[str, Tensor], *, watch: Callable[[Tensor], None] | None = None
+    ) -> Tensor:
         filled = bucketed(x)
         ups = [_linear(filled, parts, name) for name in self.shape.up_names]
         hidden = self.shape.hidden(ups[-1], ups[0] if len(ups) == 2 else None)
+        if watch is not None:
+            watch(hidden[: x.shape[0]])
         return self.shape.finish(_linear(hidden, parts, "down_proj")[: x.shape[0]], parts.get("post_norm"))
 
     def floats(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:

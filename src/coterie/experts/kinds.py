@@ -7,7 +7,7 @@ keeps the kind's name with its record. The store reads an expert's parts as it r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar
 
@@ -47,8 +47,13 @@ class ExpertKind(ABC):
         """Part name -> the tensor that lies on disk for ``expert``, in the order it is computed with."""
 
     @abstractmethod
-    def forward(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
-        """One expert: [n, D] -> [n, D] in the dtype of ``x``. Pure; n may be 0. Gradient flows to float parts."""
+    def forward(
+        self, x: Tensor, parts: Mapping[str, Tensor], *, watch: Callable[[Tensor], None] | None = None
+    ) -> Tensor:
+        """One expert: [n, D] -> [n, D] in the dtype of ``x``. Pure; n may be 0. Gradient flows to float parts.
+
+        ``watch`` is told the activations [n, F], what the projection down reads; it changes no bit.
+        """
 
     @abstractmethod
     def as_record(self) -> dict[str, Any]:
@@ -127,6 +132,12 @@ class KindExperts(Experts):
         """Every expert's parts: what lies on disk."""
         for expert in range(self.num_experts):
             yield from ((expert, name, tensor) for name, tensor in self.weights_of(expert).items())
+
+    def visit(
+        self, experts: Sequence[int], dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
+        """Each of ``experts`` with its parts for `ExpertKind.forward`, as experts in a store do it."""
+        yield from ((expert, self.weights_of(expert)) for expert in experts)
 
     def rows(self, x: Tensor, routing: Routing) -> Tensor:
         if routing.num_experts != self.num_experts:

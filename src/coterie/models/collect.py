@@ -30,7 +30,7 @@ _ROWS = 512
 
 
 class Visited(Protocol):
-    """Experts that can be had one at a time: `coterie.experts.FFN`, `coterie.store.StoreExperts`."""
+    """Experts that can be had one at a time: `coterie.experts.FFN` and `KindExperts`, `coterie.store.StoreExperts`."""
 
     num_experts: int
     shape: FFNShape
@@ -81,7 +81,7 @@ class Collection:
             output, channel = torch.zeros_like(sums.sample_output[0]), torch.zeros_like(sums.sample_channel[0])
             for rows in inputs.split(_ROWS):
                 hidden: list[Tensor] = []
-                made = expert_forward(_beside(rows, weights), weights, experts.shape, watch=hidden.append)
+                made = _computed(experts, _beside(rows, weights), weights, hidden.append)
                 output += made.sum(0, dtype=torch.float32).cpu()
                 channel += magnitude(hidden[0])
             sums.sample_output[expert] = output / max(1, len(inputs))
@@ -143,7 +143,7 @@ class _Watched(Experts):
         for expert, weights in self.inner.visit(list(hit), sent.dtype) if hit else ():
             place, hidden = hit[expert], []  # type: ignore[var-annotated]
             inputs = sent[place]
-            made = expert_forward(inputs, weights, self.shape, watch=hidden.append)
+            made = _computed(self.inner, inputs, weights, hidden.append)
             rows[place] = made
             weight, active = routing.weight[place], hidden[0]
             if not everybody:
@@ -213,17 +213,26 @@ def _around(experts: Any, site: MoESite, collection: Collection) -> tuple[Visite
         rest = [part for part in experts.parts[1:] if isinstance(part, Experts)]
         if not any(hasattr(part, "visit") for part in rest):
             return found, Mixed([made, *rest])
-    elif hasattr(experts, "visit") and getattr(experts, "kind", None) is None:
+    elif hasattr(experts, "visit"):
         return experts, _Watched(experts, site, collection)
     raise UnsupportedError(
         f"The experts of {site.name} are kept in a way of their own ({type(experts).__name__}) that tells no "
-        "activations. Collect the statistics from the model as it was before it was compressed."
+        "activations. Collect the statistics from the model as it was before."
     )
 
 
 def _scaled(site: MoESite) -> bool:
     """Whether experts get every item once each, scaled by the router, instead of the hidden states (Llama 4)."""
     return site.own is not None and site.own.repeats
+
+
+def _computed(experts: Visited, rows: Tensor, weights: Mapping[str, Tensor], watch: Callable[[Tensor], None]) -> Tensor:
+    """One expert's outputs [n, D], in the bits that it gives unwatched."""
+    kind = getattr(experts, "kind", None)
+    if kind is None:
+        return expert_forward(rows, weights, experts.shape, watch=watch)
+    made: Tensor = kind.forward(rows, weights, watch=watch)
+    return made
 
 
 def _beside(rows: Tensor, weights: Mapping[str, Tensor]) -> Tensor:

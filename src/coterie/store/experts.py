@@ -84,7 +84,8 @@ class StoreExperts(Experts):
     def visit(
         self, experts: Sequence[int], dtype: torch.dtype | None = None
     ) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
-        """Each of ``experts`` with its weights for `expert_forward`, one at a time: the residents first.
+        """Each of ``experts`` with its weights for `expert_forward`, or its parts for ``kind.forward``, one at a time:
+        the residents first.
 
         What was yielded must not be used after the next is asked for. Blocks while experts are read.
 
@@ -94,7 +95,7 @@ class StoreExperts(Experts):
         """
         with self.store.acquire([Key(self.site, expert) for expert in experts]) as lease:
             for key, parts in lease:
-                if self.storage is None:
+                if self.storage is None or self.kind is not None:
                     yield key.expert, parts
                 else:
                     yield key.expert, self.storage.weights(parts, dtype or torch.float32, self.scratch)

@@ -22,7 +22,7 @@ class LayerRedundancy:
         layer: number of the decoder layer.
         experts: E.
         output: likeness of an expert's mean output to that of the expert nearest to it, on average.
-        router: the same for the router's logits, centred; None where it tells none.
+        router: the same for the router's logits, centred; None where it tells none, or several routes lead to one.
         effective: how many different experts there are in effect, by their outputs.
         idle: experts that nothing was sent to.
     """
@@ -40,7 +40,7 @@ def layer_redundancy(site: SiteStatistics) -> LayerRedundancy:
     by_output = redundancy(site.output_similarity)
     by_router = (
         None
-        if site.logit_gram is None
+        if site.logit_gram is None or site.experts_of is not None
         else redundancy(site.centred_logit_similarity[: site.num_experts, : site.num_experts]).nearest
     )
     idle = int((site.usage == 0).sum())
