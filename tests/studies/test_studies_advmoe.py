@@ -10,7 +10,19 @@ from coterie.errors import OptionError
 from coterie.models.vision import VisionSpec, vision_cost
 from coterie.studies import Bench, judge
 from coterie.studies.advmoe import (
-    ALTERNATING, CLAIMS, DENSE, JOINT, RELEASED, RUNNING, SETTING, SHARED, SMALL, STUDY, run, savings,
+    ALTERNATING,
+    CLAIMS,
+    DENSE,
+    JOINT,
+    MOVING,
+    RELEASED,
+    RUNNING,
+    SETTING,
+    SHARED,
+    SMALL,
+    STUDY,
+    run,
+    savings,
 )  # fmt: skip
 from coterie.studies.advmoe_data import digits_of_two_domains, images_of, packed, sampled, unpacked
 from coterie.studies.advmoe_images import STUDY as OF_IMAGES
@@ -25,6 +37,7 @@ GOOD = {
     SMALL: {**PLAIN, "robust": 0.5},
     JOINT: ROUTED,
     ALTERNATING: {**ROUTED, "robust": 0.71},
+    MOVING: ROUTED,
     RUNNING: ROUTED,
     SHARED: {**ROUTED, "robust": 0.4},
     RELEASED: ROUTED,

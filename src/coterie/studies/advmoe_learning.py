@@ -41,13 +41,13 @@ def _made(bench: Bench, setting: Setting) -> VisionModel:
 
 def _options(bench: Bench, setting: Setting) -> RobustOptions:
     options, regime = bench.arm.options, bench.arm.options["regime"]
-    routed, alternating = options["experts"] > 0, regime == "alternating"
+    routed = options["experts"] > 0
     losses = RobustLosses(
         beta=setting.beta, drift=setting.drift if regime != "joint" else 0.0,
         balance=setting.balance if routed and regime != "released" else 0.0,
     )  # fmt: skip
     inner = training_attack(regime, epsilon=setting.epsilon, steps=setting.steps, step_size=setting.step_size)
-    norms: RouterNorm = options.get("statistics", "moving") if alternating else "batch"
+    norms: RouterNorm = options.get("statistics", "batch")
     return RobustOptions(
         regime=regime, epochs=bench.scaled(setting.epochs, 1), batch=setting.batch, losses=losses, attack=inner,
         router=setting.router if routed else None, router_norm=norms, augment=setting.augment, save_every=1000,
