@@ -10,12 +10,13 @@ import torch
 from attack_models import CLASSES, SPEC, Linear, RoutedLinear, patterns, trained
 
 from coterie.errors import OptionError
-from coterie.jobs.attacking import Kind, Threat, attack
+from coterie.jobs.attacking import Kind, Threat, Verdict, attack
 from coterie.jobs.attacking.victim import Victim
 from coterie.jobs.attacking.ways import Scene, run_way, ways_for
 from coterie.models.vision import load_vision, save_vision
 from coterie.routers import fixed_plan
 from coterie.routing import RouteContext
+from coterie.training.adversarial import Attack, reroute
 from coterie.training.images import ImageData
 
 EPSILON = 0.1
@@ -81,6 +82,43 @@ def test_routes_are_frozen_forced_and_pushed_off_exactly():
     assert report.robust_accuracy <= report.outcome("end-to-end").accuracy
 
 
+@torch.no_grad()
+def test_an_image_is_led_to_an_expert_that_errs_where_no_other_attack_sees_it():
+    """One expert is right and cannot be moved, the other never is; the choice has no gradient at all."""
+    router, images = linear(), far_from_bounds(120)
+    good, bad = (Linear(torch.zeros(2, 16), torch.tensor(bias)) for bias in ([9.0, 0.0], [0.0, 9.0]))
+    router.bias[0] += 0.3 - float((router(images)[:, 0] - router(images)[:, 1]).min())  # all take the good one
+    model, labels = RoutedLinear(router, [good, bad]), torch.zeros(120, dtype=torch.int64)
+    assert model(images).argmax(1).eq(0).all()
+    found = reroute(model, images, labels, Attack(EPSILON, 10, 0.05))
+    stays = lead_under_attack(router, images, labels) > 0
+    assert 0 < stays.sum() < 120
+    assert (found - images).abs().max() <= EPSILON + 1e-6
+    assert torch.equal(model(found).argmax(1) == 0, stays)
+    report = attack(model, ImageData(images, labels, ("good", "bad"), "drawn"), QUICK)
+    assert torch.equal(report.outcome("rerouting").correct, stays)
+    assert report.outcome("end-to-end").accuracy == 1
+    assert "loss rises with steps" in [check.name for check in report.checks if check.verdict is Verdict.FAILED]
+
+
+def test_rerouting_refuses_what_it_is_not_for(model):
+    data = patterns(5)
+    with pytest.raises(OptionError, match="none decides"):
+        reroute(trained(1, replace(SPEC, experts=0)), data.images, data.labels, Attack(0.1, 1))
+    with pytest.raises(OptionError, match="3 routers decide"):
+        reroute(trained(1, replace(SPEC, placement="layer")), data.images, data.labels, Attack(0.1, 1))
+    with pytest.raises(OptionError, match="0, 1"):
+        reroute(model, data.images * 3, data.labels, Attack(0.1, 1))
+
+
+def test_rerouting_finds_the_same_in_any_batch(model):
+    images, labels = patterns(20, seed=5).batch(torch.arange(20))
+    whole = reroute(model, images, labels, Attack(0.2, 4, 0.05, restarts=2), seed=3)
+    index = torch.tensor([7, 3, 11])
+    some = reroute(model, images[index], labels[index], Attack(0.2, 4, 0.05, restarts=2), seed=3, index=index)
+    torch.testing.assert_close(some, whole[index], atol=1e-5, rtol=0)
+
+
 @pytest.fixture(scope="module")
 def model():
     return trained()
@@ -127,7 +165,7 @@ def test_attacked_images_are_judged_with_the_routes_that_were_given(model):
     images, labels = data.batch(torch.arange(60))
     victim = Victim(model, 25)
     scene = Scene(victim, images, labels, victim.answers(images, labels))
-    ways = {way.key: way for way in ways_for(victim, Threat(0.15, 5))}
+    ways = {way.key: way for way in ways_for(victim, Threat(0.15, 5), routers=1)}
     done, standing = [], torch.rand(60) < 0.4
     outcome, found, answers, _ = run_way(ways["expert-1"], scene, standing, done.append)
     plan = fixed_plan(torch.ones(60, dtype=torch.int64), model.sites, 2)

@@ -82,7 +82,7 @@ def test_the_record_is_json_and_complete(report):
     assert record["trusted"] is True
     assert record["threat"]["norm"] == "inf"
     assert [one["attack"] for one in record["attacks"]] == [
-        "end-to-end", "margin", "more-starts", "router", "experts", "expert-0", "expert-1", "worst-route",
+        "end-to-end", "margin", "more-starts", "router", "rerouting", "experts", "expert-0", "expert-1", "worst-route",
         "gradient-free", "released",
     ]  # fmt: skip
     assert {one["kind"] for one in record["attacks"]} == {"attack", "diagnostic", "bound", "weak"}

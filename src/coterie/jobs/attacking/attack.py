@@ -75,13 +75,16 @@ def attack(
         check_fit(images, classes=spec.classes, channels=spec.channels, size=spec.image_size, what=shown)
     taken = images.select(shuffled(len(images), threat.seed, "attack")[: threat.images].sort().values)
     victim = Victim(opened, min(threat.batch, len(taken)))
-    ways = ways_for(victim, threat, released=released)
+    others: list[Way] = []
     if art:
         from coterie.jobs.attacking.art import art_ways
 
-        ways += art_ways(victim, threat, len(images.classes))
+        others = art_ways(victim, threat, len(images.classes))
     with held_still(opened):
-        report = _report(_scene(victim, taken), taken, ways, threat, say)
+        scene = _scene(victim, taken)
+        routers = 0 if scene.clean.routes is None else scene.clean.routes.shape[1]
+        ways = ways_for(victim, threat, routers, released=released)
+        report = _report(scene, taken, [*ways, *others], threat, say)
     learned = "" if isinstance(model, nn.Module) else learned_from(model)
     return replace(
         report, model=shown, about=about(opened), available=len(images), seconds=time.monotonic() - began,

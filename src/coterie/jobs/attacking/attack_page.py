@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from coterie.jobs.attacking.report import AttackReport, Example
 
 _MARKS = {Verdict.PASSED: "✓", Verdict.FAILED: "✗", Verdict.WARNING: "!", Verdict.SKIPPED: "–"}
+_MIDDLE = ' style="text-align:center"'
 _TERMS = (
     ("right", "Share of the images answered right, as the attack defines it: with the route frozen if it was frozen."),
     ("breaks", "Share of the images that the model as it is answers wrong, this attack alone. An image found with the "
@@ -66,7 +67,7 @@ def _attacks(report: AttackReport) -> str:
 def _checks(checks: Sequence[Check]) -> str:
     text = "A model that hides its gradient, or whose weights are not numbers, looks robust. These look for that."
     rows = [(f"{_MARKS[check.verdict]} {check.verdict.value}", check.name, check.text) for check in checks]
-    return section("Checks", text, _left(table(("", "check", "what was found"), rows)))
+    return section("Checks", text, _left(table(("", "check", "what was found"), rows), "words layers"))
 
 
 def _pictures(report: AttackReport) -> str:
@@ -77,8 +78,8 @@ def _pictures(report: AttackReport) -> str:
         "the model answers, and the expert it goes to."
     )
     rows = "".join(f"<tr>{_example(one, report.threat.epsilon)}</tr>" for one in report.examples)
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("label", "clean", "change", "attacked", "by"))
-    return section("Images", text, f'<table class="layers"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>')
+    head = "".join(f'<th scope="col"{_MIDDLE}>{name}</th>' for name in ("label", "clean", "change", "attacked", "by"))
+    return section("Images", text, f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>")
 
 
 def _example(one: Example, epsilon: float) -> str:
@@ -88,7 +89,8 @@ def _example(one: Example, epsilon: float) -> str:
         figure(0.5 + change / (2 * epsilon), f"at most {as_text(epsilon)}"),
         figure(one.attacked, f"{one.after}{_route(one.route_after)}"),
     ]
-    return f"<td>{escape(one.label)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}<td>{escape(one.attack)}</td>"
+    texts = [escape(one.label), *cells, escape(one.attack)]
+    return "".join(f"<td{_MIDDLE}>{text}</td>" for text in texts)
 
 
 def _route(route: Sequence[int]) -> str:
@@ -125,6 +127,6 @@ def _html(one: Table) -> str:
     return _left(made) if len(one.head) - 1 not in one.right else made
 
 
-def _left(made: str) -> str:
-    """The last columns hold sentences: they begin at the left and may break."""
-    return f'<div class="words">{made}</div>'
+def _left(made: str, kind: str = "words") -> str:
+    """The last column holds sentences: they begin at the left and may break. In "layers" the second does too."""
+    return f'<div class="{kind}">{made}</div>'

@@ -134,12 +134,18 @@ def restarts_help_little(before: int, after: int, images: int, starts: int, more
     return Check("restarts help little", verdict, text, {"before": before, "after": after, "images": images})
 
 
-def search_finds_no_more(extra: int, images: int, queries: int) -> Check:
-    """An attack that needs no gradient breaks nothing that gradients do not, or the gradients mislead."""
-    fine = not _too_many(extra, images, _WITHOUT)
-    text = f"{extra} of {images} images fall to {queries} random tries but to no gradient ({_points(extra, images)})"
-    text += "" if fine else "; try more --steps, else the gradients are masked"
-    return _judged("gradient-free finds no more", fine, text, extra=extra, images=images, queries=queries)
+def search_finds_no_more(extra: int, after_all: int, images: int, queries: int) -> Check:
+    """An attack that needs no gradient breaks nothing that gradients do not, or the gradients mislead.
+
+    Of the ``extra`` images that it breaks alone, ``after_all`` fall to gradients that start from more places.
+    """
+    left = extra - after_all
+    fine = not _too_many(left, images, _WITHOUT)
+    text = f"{extra} of {images} images fall to {queries} random tries alone"
+    text += f", {left} of them to no gradient from more starts" if extra else ""
+    text += "" if fine else f" ({_points(left, images)}); try more --steps, else the gradients are masked"
+    numbers = {"extra": extra, "left": left, "images": images, "queries": queries}
+    return _judged("gradient-free finds no more", fine, text, **numbers)
 
 
 def toolbox_finds_no_more(extra: int, images: int) -> Check:

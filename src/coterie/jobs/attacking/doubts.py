@@ -9,7 +9,7 @@ from coterie.jobs.attacking.campaign import Campaign
 from coterie.jobs.attacking.checks import Check
 from coterie.jobs.attacking.outcome import Answers, Kind, Outcome, survivors
 from coterie.jobs.attacking.threat import Threat
-from coterie.jobs.attacking.trials import Trials
+from coterie.jobs.attacking.trials import Trials, second_look
 from coterie.jobs.attacking.victim import Victim
 from coterie.jobs.attacking.ways import QUERIES, STARTS, Scene
 
@@ -20,7 +20,7 @@ def doubts(scene: Scene, campaign: Campaign, trials: Trials, threat: Threat) -> 
     """All of them, the most basic first."""
     return [
         *trials.checks, _in_ball(campaign.outcomes[1:], threat), checks.loss_rises(campaign.steps_curve),
-        _restarts(campaign, threat), *_by_others(campaign.outcomes), *_bound(scene, campaign.outcomes),
+        _restarts(campaign, threat), *_by_others(scene, campaign.outcomes, threat), *_bound(scene, campaign.outcomes),
         checks.load(*_load(scene.victim, scene.clean)),
     ]  # fmt: skip
 
@@ -30,13 +30,14 @@ def _in_ball(attacked: list[Outcome], threat: Threat) -> Check:
     return checks.in_ball(max(one.distance for one in attacked), threat.epsilon, low, high)
 
 
-def _by_others(outcomes: list[Outcome]) -> list[Check]:
+def _by_others(scene: Scene, outcomes: list[Outcome], threat: Threat) -> list[Check]:
     """What falls to a search alone, and to the toolbox alone."""
     count = len(outcomes[0].correct)
     own = [one for one in outcomes if not one.key.startswith("art-")]
     free = next(one for one in own if one.key == "gradient-free")
     by_gradient = survivors([one for one in own if one is not free])
-    made = [checks.search_finds_no_more(int((free.broken & by_gradient).sum()), count, QUERIES)]
+    extra = (free.broken & by_gradient).nonzero().flatten()
+    made = [checks.search_finds_no_more(len(extra), second_look(scene, threat, extra), count, QUERIES)]
     if len(own) < len(outcomes):
         made.append(checks.toolbox_finds_no_more(int((survivors(own) & ~survivors(outcomes)).sum()), count))
     return made

@@ -12,7 +12,7 @@ from coterie.errors import NoGradientError
 from coterie.jobs.attacking.outcome import Answers, Kind, Outcome, share
 from coterie.jobs.attacking.threat import Threat
 from coterie.jobs.attacking.victim import Plan, Victim
-from coterie.training.adversarial import Aim, Attack, RandomSearch, perturb, search
+from coterie.training.adversarial import Aim, Attack, RandomSearch, perturb, reroute, search
 
 __all__ = ["QUERIES", "STARTS", "Scene", "Way", "outcome_of", "run_way", "ways_for"]
 
@@ -68,8 +68,8 @@ class Scene:
     clean: Answers
 
 
-def ways_for(victim: Victim, threat: Threat, *, released: bool = False) -> list[Way]:
-    """The attacks that make sense for this model, the strongest gradient attack first."""
+def ways_for(victim: Victim, threat: Threat, routers: int, *, released: bool = False) -> list[Way]:
+    """The attacks that make sense for this model, of which ``routers`` decide; those on all of it first."""
     steps = threat.steps * threat.restarts + 1
     ways = [
         Way("end-to-end", "end to end", "on the loss of the whole model", Kind.ATTACK,
@@ -81,7 +81,7 @@ def ways_for(victim: Victim, threat: Threat, *, released: bool = False) -> list[
             passes=STARTS * threat.steps // 2),
     ]  # fmt: skip
     if victim.experts > 1:
-        ways += _of_routes(victim, threat, steps)
+        ways += _of_routes(victim, threat, steps, routers)
     ways.append(
         Way("gradient-free", "without gradient", f"{QUERIES} random squares per image", Kind.ATTACK,
             _searching(victim, threat), passes=QUERIES // 2)
@@ -94,13 +94,18 @@ def ways_for(victim: Victim, threat: Threat, *, released: bool = False) -> list[
     return ways
 
 
-def _of_routes(victim: Victim, threat: Threat, steps: int) -> list[Way]:
+def _of_routes(victim: Victim, threat: Threat, steps: int, routers: int) -> list[Way]:
     ways = [
         Way("router", "router alone", "pushes the image off its expert", Kind.ATTACK,
             _gradient(victim, threat, "router"), passes=steps),
         Way("experts", "experts alone", "route frozen: a diagnostic, the attacker owns the route", Kind.DIAGNOSTIC,
             _gradient(victim, threat, "ce", victim.frozen), victim.frozen, passes=steps),
     ]  # fmt: skip
+    if routers == 1:
+        ways.insert(
+            1, Way("rerouting", "rerouting", "to another expert that errs, both at once", Kind.ATTACK,
+                   _rerouting(victim, threat), passes=(victim.experts - 1) * steps * 3 // 2)
+        )  # fmt: skip
     for expert in range(victim.experts):
         plan = victim.forced(expert)
         ways.append(
@@ -161,6 +166,15 @@ def _gradient(victim: Victim, threat: Threat, aim: Aim, plan: Plan | None = None
         except NoGradientError:  # a finding, not an end: other attacks may see what this one does not
             record.still += len(images)
             return images
+
+    return change
+
+
+def _rerouting(victim: Victim, threat: Threat) -> Change:
+    attack = Attack(threat.epsilon, threat.steps, threat.step, restarts=threat.restarts)
+
+    def change(images: Tensor, labels: Tensor, numbers: Tensor, record: Record) -> Tensor:
+        return reroute(victim.model, images, labels, attack, seed=threat.seed, index=numbers)
 
     return change
 

@@ -16,6 +16,7 @@ from coterie.training.adversarial.losses import (
 )
 from coterie.training.adversarial.options import Descent, RobustLosses, RobustOptions, training_attack
 from coterie.training.adversarial.phases import Phases
+from coterie.training.adversarial.reroute import reroute
 from coterie.training.adversarial.search import RandomSearch, search
 from coterie.training.adversarial.view import View, held_still, route_of, view, view_routers
 
@@ -41,6 +42,7 @@ __all__ = [
     "learning",
     "load_best",
     "perturb",
+    "reroute",
     "route_balance",
     "route_divergence",
     "route_drift",
