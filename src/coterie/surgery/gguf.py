@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +21,12 @@ from coterie.errors import CheckpointError, MissingExtraError, OptionError, Unsu
 from coterie.models.checkpoint import Checkpoint
 from coterie.models.compat import text_config
 from coterie.models.tensors import read_tensor
+from coterie.surgery.gguf_family import GgufFamily, gguf_family
 from coterie.surgery.gguf_words import add_words
 from coterie.surgery.layer import read_layer
 from coterie.surgery.routing_tensors import router_tensors
 
-__all__ = ["GGUF_FAMILIES", "GgufFile", "write_gguf"]
-
-
-@dataclass(frozen=True)
-class GgufFamily:
-    """How llama.cpp takes one family.
-
-    Attributes:
-        arch: a name of `gguf.MODEL_ARCH`.
-        renormalises: whether it makes the weights of the chosen experts sum to one; it has no switch for it.
-        permutes: queries and keys have the two halves of each head interleaved.
-        experts: names of the stacks, of gate, up and down, as a pattern of the layer.
-    """
-
-    arch: str
-    renormalises: bool
-    permutes: bool = False
-    experts: str = "model.layers.{layer}.mlp.experts.{role}.weight"
-
-
-GGUF_FAMILIES: Mapping[str, GgufFamily] = {
-    "mixtral": GgufFamily("LLAMA", True, permutes=True),
-    "olmoe": GgufFamily("OLMOE", False),
-    "qwen2_moe": GgufFamily("QWEN2MOE", False),
-    "qwen3_moe": GgufFamily("QWEN3MOE", True),
-}
-"""model_type -> how llama.cpp takes it."""
-
-_ROPES = ("default", "linear", "yarn")
+__all__ = ["GgufFile", "write_gguf"]
 
 
 @dataclass(frozen=True)
@@ -85,11 +59,12 @@ def write_gguf(checkpoint: Checkpoint, out: str | Path) -> GgufFile:
         CheckpointError: the source is damaged, the disk is full, or what was written does not read back.
     """
     gguf, out = _package(), Path(out).expanduser()
-    family = _checked(checkpoint, out)
+    _refuse_existing(out)
+    family = gguf_family(checkpoint)
     part = out.with_name(f"{out.name}.part")
     writer = gguf.GGUFWriter(part, _arch_name(gguf, family), use_temp_file=False)
     try:
-        vocabulary = _describe(gguf, writer, checkpoint)
+        vocabulary = _describe(gguf, writer, checkpoint, family)
         plan = list(_plan(gguf, checkpoint, family))
         for name, shape, kind, _ in plan:
             dtype, numpy_dtype = _types(gguf, kind)
@@ -123,62 +98,31 @@ def _package() -> Any:
     return gguf
 
 
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise OptionError(f"{out} exists already. Name another file, or remove it first: rm {out}")
+    if not out.parent.is_dir():
+        raise OptionError(f"There is no directory {out.parent}. Make it first: mkdir -p {out.parent}")
+
+
 def _arch_name(gguf: Any, family: GgufFamily) -> str:
     name: str = gguf.MODEL_ARCH_NAMES[getattr(gguf.MODEL_ARCH, family.arch)]
     return name
 
 
-def _checked(checkpoint: Checkpoint, out: Path) -> GgufFamily:
-    """Refuse what cannot be, before anything is written."""
-    if out.exists():
-        raise OptionError(f"{out} exists already. Name another file, or remove it first: rm {out}")
-    if not out.parent.is_dir():
-        raise OptionError(f"There is no directory {out.parent}. Make it first: mkdir -p {out.parent}")
-    kind, config = checkpoint.config.model_type, text_config(checkpoint.config)
-    family = GGUF_FAMILIES.get(kind)
-    if family is None:
-        raise UnsupportedError(f"GGUF is written for {', '.join(GGUF_FAMILIES)}; this is {kind!r}.")
-    if checkpoint.stored is not None and checkpoint.stored.router is not None:
-        raise UnsupportedError("Its router is one of Coterie's, which llama.cpp does not have.")
-    problem = next((text for text, holds in _problems(checkpoint, config, family).items() if holds), None)
-    if problem is not None:
-        raise UnsupportedError(f"llama.cpp would compute this model otherwise: {problem}.")
-    return family
-
-
-def _problems(checkpoint: Checkpoint, config: Any, family: GgufFamily) -> dict[str, bool]:
-    sites = checkpoint.sites
-    all_on = config.num_experts_per_tok == sites[0].num_routes
-    own = getattr(config, "norm_topk_prob", True)
-    rope = getattr(config, "rope_parameters", None) or {}
-    window = getattr(config, "sliding_window", None)
-    return {
-        "its layers have different numbers of experts, and GGUF has one for all": len({s.num_routes for s in sites}) > 1
-        or len({s.shape.inner for s in sites}) > 1,
-        f"{len(sites)} of {config.num_hidden_layers} layers have experts": len(sites) != config.num_hidden_layers,
-        f"weights of the chosen experts {'sum to one' if own else 'are left as they are'} here, and "
-        f"{'never' if own else 'always'} do there": bool(own) != family.renormalises and not all_on,
-        f"its rotation is {rope.get('rope_type')!r}, of which {', '.join(_ROPES)} can be written": rope.get(
-            "rope_type", "default"
-        )
-        not in _ROPES,
-        f"its attention sees a window of {window} tokens": bool(window)
-        and window < config.max_position_embeddings
-        and getattr(config, "use_sliding_window", True),
-    }  # fmt: skip
-
-
-def _describe(gguf: Any, writer: Any, checkpoint: Checkpoint) -> str:
+def _describe(gguf: Any, writer: Any, checkpoint: Checkpoint, family: GgufFamily) -> str:
     """Numbers of the model, and its words; what kind of words."""
     config = text_config(checkpoint.config)
     heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     site = checkpoint.sites[0]
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_name(checkpoint.path.name)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_feed_forward_length(config.intermediate_size if family.dense_width else site.shape.inner)
     writer.add_head_count(heads)
     writer.add_head_count_kv(getattr(config, "num_key_value_heads", None) or heads)
     writer.add_key_length(head)
@@ -190,8 +134,6 @@ def _describe(gguf: Any, writer: Any, checkpoint: Checkpoint) -> str:
     writer.add_expert_feed_forward_length(site.shape.inner)
     if (shared := getattr(config, "shared_expert_intermediate_size", None)) is not None:
         writer.add_expert_shared_feed_forward_length(shared)
-    if (clip := getattr(config, "clip_qkv", None)) is not None:
-        writer.add_clamp_kqv(clip)
     _describe_rope(gguf, writer, getattr(config, "rope_parameters", None) or {}, head)
     kinds = {torch.bfloat16: "MOSTLY_BF16", torch.float16: "MOSTLY_F16"}
     writer.add_file_type(int(getattr(gguf.LlamaFileType, kinds.get(checkpoint.dtype, "ALL_F32"))))
@@ -218,21 +160,36 @@ def _plan(gguf: Any, checkpoint: Checkpoint, family: GgufFamily) -> Iterator[_En
     table = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, family.arch), config.num_hidden_layers)
     wide = {tensor.disk for each in router_tensors(checkpoint).values() for tensor in each}
     heads = (config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    biased: set[str] = set()
     for name, part in checkpoint.dense.items():
         known = table.get_name(name, try_suffixes=(".weight", ".bias"))
         if known is None:
             raise UnsupportedError(f"llama.cpp has no place for the tensor {name!r} of this model.")
+        biased |= {known} if known.endswith(".bias") else set()
         shape = tuple(size for size in part.shape if size != 1) or part.shape
         kind = torch.float32 if len(shape) < 2 or name in wide else checkpoint.dtype
         if "shared_expert_gate" in name:
             kind = torch.float32
         yield known, shape, kind, _reader(name, part, shape, heads if family.permutes else None)
+    if family.biased:
+        yield from _no_biases(config, biased)
     for site in checkpoint.sites:
         for role in ("gate_proj", "up_proj", "down_proj"):
             name = table.get_name(family.experts.format(layer=site.layer, role=role), try_suffixes=(".weight",))
             inner, width = site.shape.inner, site.shape.width
             size = (width, inner) if role == "down_proj" else (inner, width)
             yield name, (site.num_routes, *size), site.dtype, _stack_reader(checkpoint, site, role)
+
+
+def _no_biases(config: Any, there: set[str]) -> Iterator[_Entry]:
+    """Biases of zero for queries, keys and values that have none: llama.cpp reads them in this family."""
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    for layer in range(config.num_hidden_layers):
+        for letter, count in (("q", heads), ("k", groups), ("v", groups)):
+            if (name := f"blk.{layer}.attn_{letter}.bias") not in there:
+                yield name, (count * head,), torch.float32, partial(torch.zeros, count * head)
 
 
 def _reader(name: str, part: Any, shape: tuple[int, ...], heads: tuple[int, int] | None) -> Any:
