@@ -122,6 +122,14 @@ def test_a_model_that_looks_at_the_whole_batch_is_found(sound):
     assert "repeatable" not in failed(report)
 
 
+def test_a_model_that_is_never_right_is_judged_without_a_number_of_its_own(sound):
+    report = attack(Around(sound, logits=lambda x: x.roll(1, dims=1)), DATA, THREAT)
+    assert report.clean_accuracy == report.robust_accuracy == 0
+    skipped = {check.name for check in report.checks if check.verdict is Verdict.SKIPPED}
+    assert {"gradients", "loss rises with steps", "unbounded attack", "restarts help little"} <= skipped
+    assert report.html()
+
+
 def test_a_constant_answer_is_no_robustness():
     report = attack(Linear(torch.zeros(4, 64), torch.tensor([1.0, 0, 0, 0])), DATA, THREAT)
     assert report.robust_accuracy == report.clean_accuracy > 0

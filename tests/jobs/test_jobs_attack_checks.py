@@ -41,6 +41,7 @@ PASSED, FAILED, WARNING, SKIPPED = Verdict.PASSED, Verdict.FAILED, Verdict.WARNI
         (checks.loss_rises([(0, 0.5), (50, 0.5)]), FAILED),
         (checks.loss_rises([(0, 0.5), (50, 0.4)]), FAILED),
         (checks.loss_rises([(0, 0.5)]), FAILED),
+        (checks.loss_rises([]), SKIPPED),
         (checks.unbounded(0, 90, 1.0), PASSED),
         (checks.unbounded(1, 90, 1.0), FAILED),
         (checks.unbounded(0, 0, 1.0), SKIPPED),

@@ -109,7 +109,9 @@ def _curves(report: AttackReport) -> list[str]:
     if len(report.steps_curve) > 1:
         lines = {"loss": [(float(steps), loss) for steps, loss in report.steps_curve]}
         chart = line_chart(lines, "steps", "mean loss")
-        made.append(section("Loss over steps of the attack", "End to end, on all the images.", chart))
+        made.append(
+            section("Loss over steps of the attack", "End to end, on the images that are right when clean.", chart)
+        )
     if len(report.epsilon_curve) > 1:
         lines = {"accuracy": [(epsilon, 100 * accuracy) for epsilon, accuracy in report.epsilon_curve]}
         where = f"Under the attack on the margin, on {report.checked:,} of the images."

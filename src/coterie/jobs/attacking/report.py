@@ -49,7 +49,7 @@ class AttackReport:
         outcomes: clean first, then each attack.
         checks: what was looked at before the number may be believed.
         classes, expert_rows: the tables.
-        steps_curve: (steps, mean loss) of the end-to-end attack on all images.
+        steps_curve: (steps, mean loss) of the end-to-end attack on the images that are right when clean.
         epsilon_curve: (epsilon, accuracy) under the attack on the margin, on the first ``checked`` images.
         examples: for the page.
         notes: what one must know to read the numbers.

@@ -138,7 +138,7 @@ def gradients(scene: Scene, threat: Threat, right: Tensor) -> Check:
     """At the clean images that are answered right: those where the loss is flat to the last bit."""
     peaks: list[Tensor] = []
     look = Attack(threat.epsilon, 1, threat.step, start="none", aim="ce")
-    for part in right.split(scene.victim.batch):
+    for part in right.split(scene.victim.batch) if len(right) else ():
         images, labels = scene.images[part].to(scene.victim.device), scene.labels[part].to(scene.victim.device)
         try:
             perturb(scene.victim.model, images, labels, look, watch=lambda step, value, peak: peaks.append(peak.cpu()))
@@ -149,8 +149,11 @@ def gradients(scene: Scene, threat: Threat, right: Tensor) -> Check:
 
 
 def steps_points(scene: Scene, record: Record) -> list[tuple[int, float]]:
-    """(steps, mean loss) of the end-to-end attack: the clean images, then what was seen on the way."""
-    clean = float(scene.clean.loss.mean())
+    """(steps, mean loss) of the end-to-end attack on images that are right when clean; [] without any."""
+    right = scene.clean.predicted == scene.labels
+    if not bool(right.any()):
+        return []
+    clean = float(scene.clean.loss[right].mean())
     seen = [(step, loss) for step, loss in record.curve() if step > 0]
     steps = len(seen)
     wanted = sorted({1, *(max(1, steps * part // 10) for part in (1, 3, 5)), steps}) if steps else []
@@ -175,9 +178,7 @@ def _over_epsilon(
 def _left(scene: Scene, numbers: Tensor, attack: Attack, seed: int) -> Tensor:
     """Those of the images ``numbers`` that ``attack`` does not break."""
     left = [numbers[:0]]
-    for part in numbers.split(scene.victim.batch):
-        if not len(part):
-            continue
+    for part in numbers.split(scene.victim.batch) if len(numbers) else ():
         images, labels = scene.images[part].to(scene.victim.device), scene.labels[part]
         try:
             found = perturb(

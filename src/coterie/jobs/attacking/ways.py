@@ -44,18 +44,22 @@ class Way:
 
 @dataclass(eq=False)
 class Record:
-    """What is seen while one way runs: mean losses over steps, and where the attack stood still."""
+    """What is seen while one way runs: losses over steps, of the images that are right when clean.
+
+    The others have lost already, and their loss grows where that of the right ones has no slope.
+    """
 
     loss: dict[int, list[Tensor]] = field(default_factory=dict)
-    still: int = 0
+    right: Tensor | None = None  # [B] bool, of the batch at hand
 
     def watch(self, step: int, value: Tensor, peak: Tensor) -> None:
         """Called by `perturb` before each step."""
-        self.loss.setdefault(step, []).append(value.cpu())
+        self.loss.setdefault(step, []).append(value.cpu() if self.right is None else value.cpu()[self.right])
 
     def curve(self) -> list[tuple[int, float]]:
-        """(steps, mean over images)."""
-        return [(step, float(torch.cat(values).mean())) for step, values in sorted(self.loss.items())]
+        """(steps, mean over images); nothing of steps that saw none of them."""
+        means = ((step, torch.cat(values)) for step, values in sorted(self.loss.items()))
+        return [(step, float(losses.mean())) for step, losses in means if len(losses)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +132,7 @@ def run_way(
     numbers = standing.nonzero().flatten() if way.standing else torch.arange(len(scene.labels))
     for part in numbers.split(victim.batch) if len(numbers) else ():
         images, labels = scene.images[part].to(victim.device), scene.labels[part].to(victim.device)
+        record.right = scene.clean.predicted[part] == scene.labels[part]
         attacked = way.change(images, labels, part, record)
         found[part] = attacked.cpu()
         logits, _ = victim.see(attacked, None if way.judge is None else way.judge(images))
@@ -164,7 +169,6 @@ def _gradient(victim: Victim, threat: Threat, aim: Aim, plan: Plan | None = None
                 victim.model, images, labels, attack, seed=threat.seed, index=numbers, ctx=ctx, watch=record.watch
             )
         except NoGradientError:  # a finding, not an end: other attacks may see what this one does not
-            record.still += len(images)
             return images
 
     return change
