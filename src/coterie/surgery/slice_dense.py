@@ -10,14 +10,12 @@ from typing import Any
 import torch
 
 from coterie.errors import OptionError, UnsupportedError
-from coterie.models.compat import auto_class, quiet
 from coterie.models.shards import read_config_json
 from coterie.surgery.card import write_card
 from coterie.surgery.channels import Channels
 from coterie.surgery.dense import DenseCheckpoint, DenseLayer, open_dense, read_ffn
 from coterie.surgery.feed_forward import feed_forward
 from coterie.surgery.from_dense import mixture_host, write_rest
-from coterie.surgery.masked import masked
 from coterie.surgery.method import Method
 from coterie.surgery.new_mixture import NewMixture
 from coterie.surgery.orientation import laid_out
@@ -79,7 +77,7 @@ def write_slice(
         write_rest(dense, writer)
         writer.complete(config, lambda part: copy_beside(dense.path, part))
         written = open_dense(writer.part)
-        difference = _check(dense, cut, written, channels, expert)
+        difference = _check(dense, cut, written)
         made = Rewritten(out, "native", size_of(dense), size_of(written), {}, difference, writer.held)
         write_card(writer.part, dense, about, made)
         writer.move()
@@ -107,34 +105,14 @@ def _config(dense: DenseCheckpoint, inner: int) -> Mapping[str, Any]:
     )
 
 
-def _check(
-    dense: DenseCheckpoint, cut: Any, written: DenseCheckpoint, channels: Channels, expert: int
-) -> float:  # fmt: skip
+def _check(dense: DenseCheckpoint, cut: Any, written: DenseCheckpoint) -> float:
     """The largest difference of logits from the dense model with the slice computed in memory, of their spread."""
 
     def alone(layer: DenseLayer) -> NewMixture:
         one = {name: weight[None] for name, weight in cut(layer).items()}
         return NewMixture(one, torch.zeros(1, layer.shape.width))
 
-    ids = probe_ids(dense, 16)
-    if _on_their_own(dense):
-        expected = logits_of(mixture_host(dense, alone, 1), ids)
-        found = logits_of(mixture_host(written, None, 1), ids)
-    else:
-        with masked(_loaded(dense), channels, expert) as host:
-            expected = logits_of(host, ids)
-        found = logits_of(_loaded(written), ids)
+    ids = probe_ids(dense)
+    expected = logits_of(mixture_host(dense, alone, 1), ids)
+    found = logits_of(mixture_host(written, None, 1), ids)
     return distance(found, expected, "the slice")
-
-
-def _on_their_own(dense: DenseCheckpoint) -> bool:
-    """Whether feed-forwards are modules that hold nothing else: in OPT they lie loose in the layer."""
-    own = {name for ffn in dense.ffns for name in ffn.names.values()}
-    blocks = tuple(f"{ffn.name}." for ffn in dense.ffns)
-    return not any(name.startswith(blocks) for name in dense.dense if name not in own)
-
-
-def _loaded(dense: DenseCheckpoint) -> Any:
-    """The whole model in float32, by transformers."""
-    with quiet():
-        return auto_class(dense.config).from_pretrained(dense.path, dtype=torch.float32).eval()
