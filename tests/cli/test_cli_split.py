@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, OPTConfig
 
 from coterie.models.compat import quiet
 from coterie.testing.checkpoints import tiny_tokenizer
@@ -125,3 +125,40 @@ def test_upcycle_refuses_in_a_sentence(coterie, dense, tmp_path, options, what):
     assert done.exit_code != 0
     assert what in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def save(config, path):
+    torch.manual_seed(0)
+    with quiet():
+        AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("verb", [("split", "-e", 4, "--k", 2, "--shared", 0.25), ("upcycle", "-e", 3)])
+def test_a_family_without_a_mixture_becomes_one_and_runs(coterie, texts, tmp_path, verb):
+    config = OPTConfig(
+        vocab_size=320, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32,
+        max_position_embeddings=256, bos_token_id=None, eos_token_id=0, pad_token_id=1,
+    )  # fmt: skip
+    dense, out = save(config, tmp_path / "opt"), tmp_path / "out"
+    done = coterie(verb[0], dense, *verb[1:], "--text", texts / "code.txt", "--out", out)
+    assert done.exit_code == 0, done.stderr
+    assert "coterie: coterie run, or transformers after import coterie.models" in done.stdout
+    answer = coterie("run", out, "def add", "-n", 3, "--raw", "--quiet", "--memory", "300MiB")
+    assert answer.exit_code == 0, answer.stderr
+    same = coterie("verify", out)
+    assert same.exit_code == 0, same.stderr
+    plain = coterie("export", out, "--format", "native", "--out", tmp_path / "native")
+    assert plain.exit_code == 2
+    assert "transformers has no mixture of the family 'opt'" in plain.stderr
+
+
+def test_a_feed_forward_that_does_more_is_refused_in_a_sentence(coterie, tmp_path):
+    config = BloomConfig(vocab_size=320, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=0)
+    dense = save(config, tmp_path / "bloom")
+    for verb in (("split", "-e", 4), ("upcycle", "-e", 2)):
+        done = coterie(verb[0], dense, *verb[1:], "--out", tmp_path / "out")
+        assert done.exit_code == 4, done.stdout
+        assert "is given more than its input (residual), so that no experts can take its place" in done.stderr
+    assert not (tmp_path / "out").exists()
