@@ -22,6 +22,7 @@ from coterie.surgery.forward import by_channels
 from coterie.surgery.marks import Marks, marks_of
 from coterie.surgery.method import Method
 from coterie.surgery.mixture import mixture_family
+from coterie.surgery.narrow import dense_dtype, widened
 from coterie.surgery.new_mixture import MixtureTarget, NewMixture
 from coterie.surgery.rewrite import MAX_SHARD, Rewritten, Say, copy_beside
 from coterie.surgery.size import size_of
@@ -186,14 +187,15 @@ def mixture_host(dense: DenseCheckpoint, edit: MixtureEdit | None, top_k: int) -
 
     ``edit=None``: the feed-forwards themselves, read one at a time.
     """
-    body = skeleton(dense.config, torch.float32)
+    dtype = dense_dtype(dense)
+    body = skeleton(dense.config, dtype)
     names = [*dense.beside, *(path for ffn in dense.ffns for path in ffn.held)]
     taken = {name for ffn in dense.ffns for name in ffn.names.values()}
     readers = {name: read for name, read in dense.dense_readers(keep=True).items() if name not in taken}
-    host = load_dense(class_without(type(body), names), dense.path, body.config, readers, torch.float32)
+    host = load_dense(class_without(type(body), names), dense.path, body.config, readers, dtype)
     blocks = [(ffn.block, _Mixture(dense, ffn, edit, top_k)) for ffn in dense.ffns]
     take_place(host, blocks, [path for ffn in dense.ffns for path in ffn.empty], str(dense.path))
-    return host.requires_grad_(False).eval()
+    return widened(host).requires_grad_(False).eval()
 
 
 class _Mixture(nn.Module):

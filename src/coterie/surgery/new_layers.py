@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ Say = Callable[[str, int, int], None]
 
 
 class NewLayers:
-    """Makes and writes the layers of one checkpoint.
+    """Makes and writes the layers of one checkpoint; a context manager. While one is edited the next is read.
 
     Args:
         checkpoint: the source.
@@ -49,16 +50,25 @@ class NewLayers:
     ) -> None:  # fmt: skip
         self.checkpoint, self.edit, self.writer, self.container, self.say = checkpoint, edit, writer, container, say
         self.mark, self.threads = mark, torch.get_num_threads()
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="coterie-reader")
+        self._ahead: tuple[str, Future[LayerExperts]] | None = None
         self.targets = {target.site.name: target for target in targets(checkpoint)}
         self.records: dict[str, SiteExperts] = {}
         self.about: dict[str, Mapping[str, Any]] = {}
         self.marks: dict[str, Marks] = {}
 
+    def __enter__(self) -> NewLayers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.shutdown(wait=True, cancel_futures=True)
+        self._ahead = None
+
     def make(self, site: ExpertSite) -> NewLayer:
         """Read, edit, check and write one layer; tensors that an earlier writer has written stay. Blocks."""
         if site.name not in self.records:
             self.say(f"Layer {site.layer}", len(self.records), len(self.checkpoint.sites))
-        layer = read_layer(self.checkpoint, site)
+        layer = self._read(site)
         with computing(self.threads):  # what an edit computes may be much
             new = self.edit(layer)
         new = new.checked(layer)
@@ -72,6 +82,16 @@ class NewLayers:
         if self.mark:
             self.marks[site.name] = marks_of(new.weights, site.dtype) if new.kind is None else marks_of_parts(new.parts)
         return new
+
+    def _read(self, site: ExpertSite) -> LayerExperts:
+        name, ahead = (None, None) if self._ahead is None else self._ahead
+        self._ahead = None
+        layer = ahead.result() if ahead is not None and name == site.name else read_layer(self.checkpoint, site)
+        order = [each.name for each in self.checkpoint.sites]
+        following = self.checkpoint.sites[order.index(site.name) + 1 :][:1]
+        for each in following:
+            self._ahead = each.name, self._reader.submit(_read_alone, self.checkpoint, each)
+        return layer
 
     def _mark(self, site: ExpertSite, new: NewLayer) -> None:
         self.marks[site.name] = marks_of(new.weights, site.dtype) if new.kind is None else marks_of_parts(new.parts)
@@ -98,6 +118,11 @@ class NewLayers:
         """Whether the inner width of a site is said by coterie.json already, since config.json has another."""
         stored = {} if self.checkpoint.stored is None else self.checkpoint.stored.experts
         return site in stored and stored[site].inner is not None
+
+
+def _read_alone(checkpoint: Checkpoint, site: ExpertSite) -> LayerExperts:
+    with computing(1):
+        return read_layer(checkpoint, site)
 
 
 def _write_layer(checkpoint: Checkpoint, target: Target, new: NewLayer, writer: CheckpointWriter) -> list[str]:

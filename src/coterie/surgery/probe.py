@@ -20,6 +20,7 @@ from coterie.models.tensors import read_tensor
 from coterie.routing import Routing
 from coterie.surgery.forward import by_channels, rows_of
 from coterie.surgery.layer import NewLayer
+from coterie.surgery.narrow import dense_dtype, widened
 from coterie.surgery.orientation import canonical_shape
 from coterie.surgery.routing_tensors import router_tensors
 
@@ -40,7 +41,7 @@ def edited_host(checkpoint: Checkpoint, make: Make) -> Any:
         made[site.name] = _Edited(site)
         return made[site.name]
 
-    host = load_host(plain, factory, torch.float32, keep=True)
+    host = widened(load_host(plain, factory, dense_dtype(checkpoint), keep=True))
     _round_encoded(host, checkpoint)
     sites = {site.name: site for site in checkpoint.sites}
     for found in find_sites(host):

@@ -69,7 +69,7 @@ def rewrite(
     Everything that is no expert and no row of a gate is copied byte for byte; a quantised checkpoint comes out in
     floats. Each layer is read, edited and written when a few tokens come to it on their way through the new model in
     memory; what was written is then opened afresh, read once, and held against that: bytes and logits. Peak memory is
-    two layers, and for the check the dense weights in float32. The source is only read.
+    two layers, and for the check the dense weights. The source is only read.
 
     Args:
         checkpoint: opened.
@@ -97,8 +97,10 @@ def rewrite(
     job = {"source": checkpoint.fingerprint(), "method": about.as_record(), "container": container}
     sizes = (2 * sum(map(len, checkpoint.ranges)), 2 * len(checkpoint.ranges))
     with CheckpointWriter(out, job, names=sizes, max_shard=max_shard, resume=resume) as writer:
-        layers = NewLayers(checkpoint, edit, writer, container, say, mark=check)
-        with computing(layers.threads - 1):  # the writer has one of its own
+        with (
+            NewLayers(checkpoint, edit, writer, container, say, mark=check) as layers,
+            computing(layers.threads - 1),  # the writer has one of its own
+        ):
             expected = logits_of(edited_host(checkpoint, layers.make), probe_ids(checkpoint)) if check else None
             layers.make_rest()
         found = needed_container(checkpoint, [*layers.records.values()])

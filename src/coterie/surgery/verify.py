@@ -22,6 +22,7 @@ from coterie.routing import Routing
 from coterie.surgery.disk import pieces
 from coterie.surgery.forward import rows_of
 from coterie.surgery.marks import Marks, experts_on_disk
+from coterie.surgery.narrow import dense_dtype, widened
 
 __all__ = ["NEAR", "check_written", "distance", "logits_of", "probe_ids", "served"]
 
@@ -33,7 +34,7 @@ _WHOLE = 64 << 20  # bytes of a checkpoint up to which transformers loads it who
 def check_written(
     source: Checkpoint, written: Checkpoint, expected: Tensor, marks: Mapping[str, Marks], copied: Iterable[str]
 ) -> float:
-    """Compare a checkpoint with what it should be. Blocks; peak memory is its dense weights in float32.
+    """Compare a checkpoint with what it should be. Blocks; peak memory is its dense weights.
 
     A checkpoint up to 64 MiB is loaded by transformers itself.
 
@@ -96,7 +97,8 @@ def served(checkpoint: Checkpoint, marks: Mapping[str, Marks] | None = None) -> 
         checkpoint: opened.
         marks: as of `check_written`; a forward raises where experts are not what they say.
     """
-    return load_host(checkpoint, lambda site: _OnDemand(site, (marks or {}).get(site.name)), torch.float32, keep=True)
+    dtype = dense_dtype(checkpoint)
+    return widened(load_host(checkpoint, lambda site: _OnDemand(site, (marks or {}).get(site.name)), dtype, keep=True))
 
 
 class _OnDemand(Experts):

@@ -24,12 +24,13 @@ from coterie.models.shards import INDEX, SINGLE
 from coterie.ranges import TensorRange, read_header
 from coterie.surgery.behind import Behind
 from coterie.surgery.disk import DiskFullError, flush_names, part_of, refuse_existing, sound_pieces, told
+from coterie.surgery.pages import forget
 from coterie.surgery.shard import DTYPE_NAMES, OpenShard, bytes_of, room_for
 
 __all__ = ["CheckpointWriter", "part_of", "refuse_existing"]
 
 _MANIFEST = "coterie-part.json"
-_WAITING = 256 << 20  # most bytes of tensors that wait for the disk; one that is larger waits alone
+_WAITING = 128 << 20  # most bytes of tensors that wait for the disk; one that is larger waits alone
 
 
 class CheckpointWriter:
@@ -80,7 +81,7 @@ class CheckpointWriter:
             shutil.rmtree(self.part, ignore_errors=True)
             self.part.mkdir()
         self._job = job
-        self._save_manifest(self._manifest())
+        self._save_manifest()
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -90,6 +91,7 @@ class CheckpointWriter:
             with suppress(BaseException):
                 self._behind.finish()
         self._behind.stop()
+        forget()
         if self._shard is not None:
             with suppress(OSError):
                 self._shard.drop()
@@ -118,9 +120,7 @@ class CheckpointWriter:
 
     def finish_unit(self, name: str, about: Any, tensors: list[str]) -> None:
         """Remember that ``tensors`` are all of ``name``; what ``about`` says comes back from `unit`."""
-        self._units[name] = {"about": about, "tensors": tensors}
-        text = self._manifest()
-        self.after(lambda: self._save_manifest(text))
+        self.after(lambda: self._units.update({name: {"about": about, "tensors": tensors}}))
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Write a tensor, unless it is there; it must not change until it is written.
@@ -201,6 +201,7 @@ class CheckpointWriter:
         if self._shard is not None:
             with told(self.part):
                 self._shards.append(self._shard.close(self._shard_path(len(self._shards) + 1)))
+                self._save_manifest()  # what is not in a whole shard is made again anyway
             self._shard = None
 
     def _write_index(self) -> None:
@@ -224,14 +225,10 @@ class CheckpointWriter:
         for number, file in enumerate(final, 1):
             os.rename(file, self._shard_path(number))
 
-    def _save_manifest(self, text: str) -> None:
+    def _save_manifest(self) -> None:
         scratch = self.part / f"{_MANIFEST}.new"
-        with told(self.part):
-            scratch.write_text(text, encoding="utf-8")
-            os.replace(scratch, self.part / _MANIFEST)
-
-    def _manifest(self) -> str:
-        return json.dumps({"job": self._job, "units": self._units})
+        scratch.write_text(json.dumps({"job": self._job, "units": self._units}), encoding="utf-8")
+        os.replace(scratch, self.part / _MANIFEST)
 
     def _shard_path(self, number: int) -> Path:
         return self.part / f"shard-{number:05}.safetensors"
