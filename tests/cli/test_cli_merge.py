@@ -155,7 +155,8 @@ def test_an_interruption_says_what_is_left(verb, options, coterie, tiny, statist
 
 @pytest.mark.parametrize(("verb", "options"), [("prune", ["-e", 8]), ("quantize", [])])
 def test_an_interruption_after_the_model_is_whole_says_so(verb, options, coterie, tiny, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module(f"coterie.jobs.shrinking.{verb}"), "surgery_report", interrupted)
+    at = {"prune": "fewer"}.get(verb, verb)
+    monkeypatch.setattr(import_module(f"coterie.jobs.shrinking.{at}"), "surgery_report", interrupted)
     out = tmp_path / "out"
     done = coterie(verb, tiny, *options, "--text", text, "--out", out)
     assert done.exit_code == 130

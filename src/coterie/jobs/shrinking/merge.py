@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from coterie.errors import UnsupportedError
-from coterie.jobs.finishing.surgery_report import SurgeryReport, surgery_report
-from coterie.jobs.finishing.surgery_result import SurgeryResult
-from coterie.jobs.sheet import Sheet
-from coterie.jobs.shrinking.calibrated import Calibrated, calibrated
+from coterie.jobs.shrinking.calibrated import Calibrated
+from coterie.jobs.shrinking.fewer import Course, Fewer, Say, Show, Texts
 from coterie.jobs.shrinking.shrink_page import merge_parts
-from coterie.jobs.shrinking.shrink_sheet import errors_sheet, groups_sheet, redundancy_sheet
+from coterie.jobs.shrinking.shrink_sheet import groups_sheet
 from coterie.models.checkpoint import Checkpoint
-from coterie.models.statistics import SiteStatistics, Statistics
+from coterie.models.statistics import Statistics
 from coterie.surgery.edits import merge_layer, merge_orders
 from coterie.surgery.grouping import Grouping
 from coterie.surgery.layer import LayerExperts, NewLayer
 from coterie.surgery.merge_plan import MergeOptions, plan_merge
 from coterie.surgery.method import Method
-from coterie.surgery.redundancy import LayerRedundancy, layer_redundancy
-from coterie.surgery.rewrite import Container, rewrite
+from coterie.surgery.rewrite import Container
 
 __all__ = ["Merged", "merge"]
 
@@ -35,28 +32,19 @@ PAPERS: Mapping[str, str] = {
     "ream": "REAM: Merging Improves Pruning of Experts in LLMs, arXiv 2604.04356",
 }
 
-Say = Callable[[str], None]
-Show = Callable[[Sheet], None]
-
 
 @dataclass(frozen=True, eq=False)
-class Merged(SurgeryResult):
+class Merged(Fewer):
     """What `merge` made.
 
     Attributes:
         report: the new checkpoint, sizes before and after, perplexity, what was measured in each layer.
         redundancy: of the layers that were merged, before.
-        groupings: who was merged with whom, by the layer's number.
         sites: statistics of those layers.
+        groupings: who was merged with whom, by the layer's number.
     """
 
-    report: SurgeryReport
-    redundancy: Sequence[LayerRedundancy]
     groupings: Mapping[int, Grouping]
-    sites: Sequence[SiteStatistics] = field(repr=False)
-
-    def _facts(self) -> Mapping[str, Any]:
-        return {"redundancy": [asdict(each) for each in self.redundancy]}
 
     def _pictures(self) -> Sequence[str]:
         return merge_parts(self.sites, self.groupings, self.redundancy)
@@ -64,7 +52,7 @@ class Merged(SurgeryResult):
 
 def merge(
     model: str | Path | Checkpoint, out: str | Path, experts: int, *, method: str = "m-smoe",
-    statistics: str | Path | Statistics | None = None, texts: Sequence[str | Path] | Mapping[str, str] = (),
+    statistics: str | Path | Statistics | None = None, texts: Texts = (),
     memory: str | int | None = None, skip_layers: Sequence[int] = (), container: Container = "auto",
     revision: str | None = None, resume: bool = False, say: Say = lambda text: None,
     show: Show = lambda sheet: None, **options: Any,
@@ -92,13 +80,8 @@ def merge(
         CoterieError: as of `coterie.jobs.shrinking.calibrated` and `coterie.surgery.rewrite`.
     """
     chosen = None if method == "auto" else MergeOptions.of(method, experts, **options)
-    found = calibrated(
-        model, out, statistics=statistics, texts=texts, memory=memory, skip_layers=skip_layers, revision=revision,
-        resume=resume, container=container, say=say,
-    )  # fmt: skip
-    found.refuse_target(experts, "merging")
-    redundancy = [layer_redundancy(site) for site in found.sites]
-    show(redundancy_sheet(found.checkpoint.path.name, found.statistics.tokens, redundancy))
+    course = Course("merging", out, container, resume, texts, memory, say, show)
+    found, redundancy = course.begin(model, experts, statistics=statistics, skip_layers=skip_layers, revision=revision)
     if chosen is None:
         from coterie.jobs.shrinking.merge_auto import best_method
 
@@ -107,15 +90,8 @@ def merge(
     layers = [site.layer for site in found.chosen]
     show(groups_sheet(layers, plans))
     about = _about(method, chosen, found, skip_layers)
-    made = rewrite(
-        found.checkpoint, out, MergeEdit(found, plans, chosen), about=about, container=container, resume=resume,
-        progress=lambda what, done, of: say(f"{what}: {done} of {of} layers"),
-    )  # fmt: skip
-    if (errors := errors_sheet(made.layers, "merging")) is not None:
-        show(errors)
-    report = surgery_report(found.checkpoint, made, about, texts=texts, memory=memory, say=say)
-    show(report.sheet())
-    return Merged(report, redundancy, dict(zip(layers, plans, strict=True)), found.sites)
+    report = course.end(found, MergeEdit(found, plans, chosen), about)
+    return Merged(report, redundancy, found.sites, dict(zip(layers, plans, strict=True)))
 
 
 def plan(found: Calibrated, options: MergeOptions) -> list[Grouping]:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from coterie.jobs.finishing.surgery_report import SurgeryReport, surgery_report
-from coterie.jobs.finishing.surgery_result import SurgeryResult
-from coterie.jobs.sheet import Sheet
-from coterie.jobs.shrinking.calibrated import Calibrated, calibrated
+from coterie.jobs.shrinking.calibrated import Calibrated
+from coterie.jobs.shrinking.fewer import Course, Fewer, Say, Show, Texts
 from coterie.jobs.shrinking.shrink_page import prune_parts
-from coterie.jobs.shrinking.shrink_sheet import errors_sheet, kept_sheet, redundancy_sheet
+from coterie.jobs.shrinking.shrink_sheet import kept_sheet
 from coterie.models.checkpoint import Checkpoint
-from coterie.models.statistics import SiteStatistics, Statistics
+from coterie.models.statistics import Statistics
 from coterie.surgery.edits import prune_layer
 from coterie.surgery.layer import LayerExperts, NewLayer
 from coterie.surgery.method import Method
 from coterie.surgery.prune_plan import PruneOptions, plan_prune
-from coterie.surgery.redundancy import LayerRedundancy, layer_redundancy
-from coterie.surgery.rewrite import Container, rewrite
+from coterie.surgery.rewrite import Container
 
 __all__ = ["Pruned", "prune"]
 
@@ -30,28 +27,19 @@ PAPERS: Mapping[str, str] = {
     "Models, arXiv 2402.14800",
 }
 
-Say = Callable[[str], None]
-Show = Callable[[Sheet], None]
-
 
 @dataclass(frozen=True, eq=False)
-class Pruned(SurgeryResult):
+class Pruned(Fewer):
     """What `prune` made.
 
     Attributes:
         report: the new checkpoint, sizes before and after, perplexity, what was measured in each layer.
         redundancy: of the layers that were pruned, before.
-        kept: the experts that stayed, by the layer's number.
         sites: statistics of those layers.
+        kept: the experts that stayed, by the layer's number.
     """
 
-    report: SurgeryReport
-    redundancy: Sequence[LayerRedundancy]
     kept: Mapping[int, tuple[int, ...]]
-    sites: Sequence[SiteStatistics] = field(repr=False)
-
-    def _facts(self) -> Mapping[str, Any]:
-        return {"redundancy": [asdict(each) for each in self.redundancy]}
 
     def _pictures(self) -> Sequence[str]:
         return prune_parts(self.sites, self.kept, self.redundancy)
@@ -59,7 +47,7 @@ class Pruned(SurgeryResult):
 
 def prune(
     model: str | Path | Checkpoint, out: str | Path, experts: int, *, method: str = "reap",
-    statistics: str | Path | Statistics | None = None, texts: Sequence[str | Path] | Mapping[str, str] = (),
+    statistics: str | Path | Statistics | None = None, texts: Texts = (),
     memory: str | int | None = None, skip_layers: Sequence[int] = (), container: Container = "auto",
     revision: str | None = None, resume: bool = False, say: Say = lambda text: None,
     show: Show = lambda sheet: None, **options: Any,
@@ -81,26 +69,14 @@ def prune(
         CoterieError: as of `coterie.jobs.shrinking.calibrated` and `coterie.surgery.rewrite`.
     """
     chosen = PruneOptions(experts, method, **options)
-    found = calibrated(
-        model, out, statistics=statistics, texts=texts, memory=memory, skip_layers=skip_layers, revision=revision,
-        resume=resume, container=container, say=say,
-    )  # fmt: skip
-    found.refuse_target(experts, "pruning")
-    redundancy = [layer_redundancy(site) for site in found.sites]
-    show(redundancy_sheet(found.checkpoint.path.name, found.statistics.tokens, redundancy))
+    course = Course("pruning", out, container, resume, texts, memory, say, show)
+    found, redundancy = course.begin(model, experts, statistics=statistics, skip_layers=skip_layers, revision=revision)
     plans = plan_prune(found.sites, chosen, found.read, found.limits, found.decide, say)
     layers = [site.layer for site in found.chosen]
     show(kept_sheet(layers, [site.num_experts for site in found.chosen], plans))
     about = _about(chosen, found, skip_layers)
-    made = rewrite(
-        found.checkpoint, out, _edit(found, plans), about=about, container=container, resume=resume,
-        progress=lambda what, done, of: say(f"{what}: {done} of {of} layers"),
-    )  # fmt: skip
-    if (errors := errors_sheet(made.layers, "pruning")) is not None:
-        show(errors)
-    report = surgery_report(found.checkpoint, made, about, texts=texts, memory=memory, say=say)
-    show(report.sheet())
-    return Pruned(report, redundancy, dict(zip(layers, plans, strict=True)), found.sites)
+    report = course.end(found, _edit(found, plans), about)
+    return Pruned(report, redundancy, found.sites, dict(zip(layers, plans, strict=True)))
 
 
 def _edit(found: Calibrated, plans: Sequence[tuple[int, ...]]) -> Callable[[LayerExperts], NewLayer]:
