@@ -11,14 +11,15 @@ from coterie.models.find import find_sites
 from coterie.ops.align import align
 from coterie.studies import Bench, judge
 from coterie.studies import mc_smoe_models as models
-from coterie.studies.mc_smoe import (
+from coterie.studies.mc_smoe import STUDY
+from coterie.studies.mc_smoe_accounting import accounting, expert_factored, sizes
+from coterie.studies.mc_smoe_arms import (
     ARMS,
     C_GROUPS,
     C_PRUNED,
     C_RANDOM,
     C_REAP,
     C_UNALIGNED,
-    CLAIMS,
     COVERAGE,
     FREQUENCY,
     FULL,
@@ -30,11 +31,10 @@ from coterie.studies.mc_smoe import (
     SMALL_ALIKE,
     SMALL_KEEP,
     SMALL_RANK,
-    STUDY,
     UNALIGNED,
-    run,
 )
-from coterie.studies.mc_smoe_accounting import accounting, expert_factored, sizes
+from coterie.studies.mc_smoe_claims import CLAIMS
+from coterie.studies.mc_smoe_run import run
 from coterie.studies.mc_smoe_text import DOMAINS, six_domains
 from coterie.surgery.grouping import Grouping
 
