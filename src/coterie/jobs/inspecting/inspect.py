@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from coterie.errors import OptionError
-from coterie.experts import method_of, split_name
 from coterie.jobs.inspecting.architecture import attention_of, quantisation_of, shape_text
 from coterie.jobs.inspecting.inspection import ExpertKind, Inspection, LayerKind, Needs, Part, Storage
 from coterie.jobs.inspecting.use import use_of
+from coterie.jobs.inspecting.view import View, bytes_of
 from coterie.jobs.inspecting.vision import VisionInspection, inspect_vision, is_network
 from coterie.jobs.locate import locate
 from coterie.jobs.running.budget import planned_budget
 from coterie.jobs.running.load import PREFILL, blobs_of, context_of
 from coterie.jobs.running.warm import checked_statistics
 from coterie.models.checkpoint import Checkpoint, ExpertSite, open_checkpoint
-from coterie.models.compat import DiskNames, skeleton, tied_names
-from coterie.models.counts import PARTS, count_parameters, part_names
+from coterie.models.compat import tied_names
+from coterie.models.counts import PARTS, count_parameters
 from coterie.models.facts import RouterFacts, router_facts
-from coterie.models.find import MoESite, find_sites
 from coterie.models.footprint import footprint
 from coterie.models.statistics import Statistics
 from coterie.store import Blob
@@ -59,7 +58,7 @@ def inspect(
         raise OptionError(f"options are for convolutional networks, and {model} is none: {', '.join(options)}.")
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(locate(model, revision))
     told = None if statistics is None else use_of(checked_statistics(statistics, checkpoint))
-    view = _View.of(checkpoint)
+    view = View.of(checkpoint)
     config = view.config
     blobs = list(blobs_of(checkpoint).values())
     return Inspection(
@@ -88,59 +87,17 @@ def inspect(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _View:
-    """A checkpoint beside the model it makes: the skeleton, its sites, and what each name is."""
-
-    checkpoint: Checkpoint
-    host: Any
-    live: list[MoESite]
-    parts: Mapping[str, str]
-    disk: Mapping[str, int]  # name in memory -> bytes on disk, of what is no expert
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> _View:
-        host = skeleton(checkpoint.config, checkpoint.compute_dtype)
-        live, names = find_sites(host), DiskNames(host)
-        parts, method = part_names(host, live), method_of(checkpoint.quantization, str(checkpoint.path))
-        disk: dict[str, int] = defaultdict(int)
-        experts = {(part.path, part.start) for site in checkpoint.sites for part in site.ranges()}
-        for name, part in checkpoint.ranges.items():
-            if (part.path, part.start) not in experts:
-                disk[_weight(name, names, parts, method)] += part.nbytes
-        return cls(checkpoint, host, live, parts, disk)
-
-    @property
-    def config(self) -> Any:
-        """Of the text model, where there are others beside it."""
-        return self.checkpoint.text
-
-    def sites_in(self, prefix: str) -> list[ExpertSite]:
-        return [site for site in self.checkpoint.sites if site.name.startswith(prefix)]
-
-
-def _weight(name: str, names: DiskNames, known: Mapping[str, str], method: Any) -> str:
-    """Name in memory of the weight that a tensor on disk is, or where it is quantised, is a piece of."""
-    place = names.place(name).name
-    return place if place in known else names.place(split_name(name, method)[0]).name
-
-
-def _bytes_of(site: ExpertSite) -> int:
-    """Of a site on disk; what its experts have in common, such as a norm behind them, once."""
-    return sum({(part.path, part.start): part.nbytes for part in site.ranges()}.values())
-
-
-def _parts(view: _View) -> list[Part]:
+def _parts(view: View) -> list[Part]:
     counted = count_parameters(view.host)
     nbytes = dict.fromkeys(PARTS, 0)
-    nbytes["experts"] = sum(map(_bytes_of, view.checkpoint.sites))
+    nbytes["experts"] = sum(map(bytes_of, view.checkpoint.sites))
     for name, size in view.disk.items():
         if name in view.parts:
             nbytes[view.parts[name]] += size
     return [Part(name, counted.total[name], counted.active[name], nbytes[name]) for name in PARTS]
 
 
-def _layer_kinds(view: _View) -> list[LayerKind]:
+def _layer_kinds(view: View) -> list[LayerKind]:
     """The layers that hold the sites, alike ones together, in the order they first appear."""
     path = _stack_path(view)
     if path is None:
@@ -151,20 +108,20 @@ def _layer_kinds(view: _View) -> list[LayerKind]:
     return [replace(kind, layers=tuple(numbers)) for kind, numbers in alike.items()]
 
 
-def _stack_path(view: _View) -> str | None:
+def _stack_path(view: View) -> str | None:
     """Module path of the list of decoder layers."""
     steps = view.live[0].name.split(".")
     number = next((at for at, step in enumerate(steps) if step.isdigit()), None)
     return None if number is None else ".".join(steps[:number])
 
 
-def _layer_kind(view: _View, number: int, prefix: str) -> LayerKind:
+def _layer_kind(view: View, number: int, prefix: str) -> LayerKind:
     sites = view.sites_in(prefix)
     share = {f"{site.name}.": site.top_k / site.num_experts for site in sites}
     inside = [(name, p.numel()) for name, p in view.host.named_parameters() if name.startswith(prefix)]
     active = sum(size * next((k for at, k in share.items() if name.startswith(at)), 1.0) for name, size in inside)
     nbytes = sum(size for name, size in view.disk.items() if name.startswith(prefix))
-    nbytes += sum(map(_bytes_of, sites))
+    nbytes += sum(map(bytes_of, sites))
     parts = {view.parts[name] for name, _ in inside}
     return LayerKind(
         (), _mixer(view.config, number, parts), _feed_forward(view, sites, parts, prefix),
@@ -180,7 +137,7 @@ def _mixer(config: Any, number: int, parts: set[str]) -> str:
     return " + ".join(part for part in ("attention", "recurrent layers") if part in parts) or "none"
 
 
-def _feed_forward(view: _View, sites: list[ExpertSite], parts: set[str], prefix: str) -> str:
+def _feed_forward(view: View, sites: list[ExpertSite], parts: set[str], prefix: str) -> str:
     texts = [f"{site.num_experts} experts, top {site.top_k}" for site in sites]
     texts += ["shared"] * ("shared experts" in parts)
     if "dense feed-forward" in parts:
@@ -188,7 +145,7 @@ def _feed_forward(view: _View, sites: list[ExpertSite], parts: set[str], prefix:
     return " + ".join(texts) or "none"
 
 
-def _dense_width(view: _View, prefix: str) -> str:
+def _dense_width(view: View, prefix: str) -> str:
     """Inner width of a layer's dense feed-forward network: the longer side of its last matrix."""
     shapes = [
         tuple(p.shape)
@@ -198,7 +155,7 @@ def _dense_width(view: _View, prefix: str) -> str:
     return f", inner {max(shapes[-1]):,}" if shapes else ""
 
 
-def _expert_kinds(view: _View) -> list[ExpertKind]:
+def _expert_kinds(view: View) -> list[ExpertKind]:
     alike: dict[tuple[Any, ...], list[ExpertSite]] = defaultdict(list)
     for site in view.checkpoint.sites:
         alike[site.num_experts, site.top_k, site.shape, site.nbytes(0)].append(site)
@@ -214,7 +171,7 @@ def _expert_kind(sites: list[ExpertSite]) -> ExpertKind:
     )  # fmt: skip
 
 
-def _routers(view: _View) -> list[tuple[tuple[int, ...], RouterFacts]]:
+def _routers(view: View) -> list[tuple[tuple[int, ...], RouterFacts]]:
     """Distinct routers with their layers. Layers whose gates look alike are asked once."""
     asked: dict[tuple[Any, ...], RouterFacts] = {}
     layers: dict[str, list[int]] = defaultdict(list)
@@ -228,7 +185,7 @@ def _routers(view: _View) -> list[tuple[tuple[int, ...], RouterFacts]]:
     return [(tuple(layers[key]), facts) for key, facts in told.items()]
 
 
-def _storage(view: _View, blobs: list[Blob]) -> Storage:
+def _storage(view: View, blobs: list[Blob]) -> Storage:
     checkpoint, reads = view.checkpoint, [len(blob.segments) for blob in blobs]
     unused = sum(size for name, size in view.disk.items() if name not in view.parts)
     total = sum(part.nbytes for part in checkpoint.ranges.values())
