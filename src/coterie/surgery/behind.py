@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+
+from coterie.surgery.threads import one_thread
 
 __all__ = ["Behind"]
 
@@ -23,7 +25,7 @@ class Behind:
 
     def __init__(self, most: int) -> None:
         self.most, self.held = most, 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="coterie-writer")
+        self._thread = one_thread("coterie-writer")
         self._waiting: deque[tuple[Future[None], int, int]] = deque()
         self._failed = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -49,19 +50,29 @@ def experts_on_disk(
     Raises:
         CheckpointError: a file is gone or ends too early, or an expert is another than its marks say; says which.
     """
-    reader, shape = ExpertReader(site), site.shape
-    for expert in range(site.num_experts):
-        parts = reader.parts(expert)
+    for expert, parts, reader in _parts_of(site):
         if site.kind is not None:
             found: Mapping[str, Tensor] = parts
             forward: Any = partial(site.kind.forward, parts=parts)
         else:
             found = reader.weights(parts)
-            own = {**found, "post_norm": parts["post_norm"]} if shape.post_norm else found
+            own = {**found, "post_norm": parts["post_norm"]} if site.shape.post_norm else found
             forward = partial(by_channels, weights=own, shape=reader.shape)
         if marks is not None:
             _compare(site, expert, found, marks)
         yield expert, forward
+
+
+def _parts_of(site: ExpertSite) -> Iterator[tuple[int, dict[str, Tensor], ExpertReader]]:
+    """Each expert as it lies on disk; while one is looked at the next is read, into the memory of the one before."""
+    readers = ExpertReader(site), ExpertReader(site)
+    with ThreadPoolExecutor(1, thread_name_prefix="coterie-reader") as thread:
+        ahead = thread.submit(readers[0].parts, 0)
+        for expert in range(site.num_experts):
+            parts = ahead.result()
+            if expert + 1 < site.num_experts:
+                ahead = thread.submit(readers[(expert + 1) % 2].parts, expert + 1)
+            yield expert, parts, readers[expert % 2]
 
 
 def _compare(site: ExpertSite, expert: int, found: Mapping[str, Tensor], marks: Marks) -> None:

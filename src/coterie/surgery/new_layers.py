@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from coterie.surgery.layer import LayerExperts, NewLayer, read_layer
 from coterie.surgery.marks import Marks, marks_of, marks_of_parts
 from coterie.surgery.new_config import check_gate
 from coterie.surgery.target import Target, router_names, targets
-from coterie.surgery.threads import computing
+from coterie.surgery.threads import computing, one_thread
 from coterie.surgery.writer import CheckpointWriter
 
 __all__ = ["NewLayers", "Say"]
@@ -50,7 +50,7 @@ class NewLayers:
     ) -> None:  # fmt: skip
         self.checkpoint, self.edit, self.writer, self.container, self.say = checkpoint, edit, writer, container, say
         self.mark, self.threads = mark, torch.get_num_threads()
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="coterie-reader")
+        self._reader = one_thread("coterie-reader")
         self._ahead: tuple[str, Future[LayerExperts]] | None = None
         self.targets = {target.site.name: target for target in targets(checkpoint)}
         self.records: dict[str, SiteExperts] = {}
@@ -90,7 +90,7 @@ class NewLayers:
         order = [each.name for each in self.checkpoint.sites]
         following = self.checkpoint.sites[order.index(site.name) + 1 :][:1]
         for each in following:
-            self._ahead = each.name, self._reader.submit(_read_alone, self.checkpoint, each)
+            self._ahead = each.name, self._reader.submit(read_layer, self.checkpoint, each)
         return layer
 
     def _mark(self, site: ExpertSite, new: NewLayer) -> None:
@@ -118,11 +118,6 @@ class NewLayers:
         """Whether the inner width of a site is said by coterie.json already, since config.json has another."""
         stored = {} if self.checkpoint.stored is None else self.checkpoint.stored.experts
         return site in stored and stored[site].inner is not None
-
-
-def _read_alone(checkpoint: Checkpoint, site: ExpertSite) -> LayerExperts:
-    with computing(1):
-        return read_layer(checkpoint, site)
 
 
 def _write_layer(checkpoint: Checkpoint, target: Target, new: NewLayer, writer: CheckpointWriter) -> list[str]:
