@@ -257,7 +257,7 @@ def test_sites_are_where_they_were(dense, tmp_path):
 
 def test_layers_that_a_forward_passes_again_are_made_once(dense, tmp_path):
     path, wanted = dense("hrm_text")
-    with pytest.raises(UnsupportedError, match="stores several weights of .* in one tensor"):
+    with pytest.raises(UnsupportedError, match=r"stores several weights of .* in one tensor"):
         split(path, tmp_path / "no", 4, k=4)
     with quiet():
         loaded(path).save_pretrained(tmp_path / "plain", save_original_format=False)
