@@ -74,7 +74,8 @@ def test_layouts_are_compared_expert_by_expert(tmp_path: Path) -> None:
 
 
 def test_a_process_is_measured(tmp_path: Path) -> None:
-    big = [sys.executable, "-c", "x = bytearray(b'1') * (64 << 20)"]
+    # it counts what it holds, so that it is there long enough to be looked at
+    big = [sys.executable, "-c", "x = bytearray(b'1') * (64 << 20); sum(x)"]
     found = spent(big, tmp_path / "log", tmp_path, {})
     assert found.seconds > 0
     assert found.peak > 64 << 20
