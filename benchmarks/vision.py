@@ -14,6 +14,7 @@ import argparse
 import sys
 from datetime import date
 from pathlib import Path
+from typing import get_args
 
 import rawfile
 import torch
@@ -22,6 +23,7 @@ from visions.arms import ARCHITECTURES, MODES
 from visions.benchmark import Choice, run
 from visions.report import render
 
+from coterie.models.vision.spec import ImageRouter
 from coterie.training.memory import keep_memory
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -57,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--width", type=float, default=1.0, help="factor on all channels: below 1 for a try, not judged"
     )
+    parser.add_argument("--router", choices=get_args(ImageRouter), default="resnet20", help="who looks at the images")
     parser.add_argument("--quick", action="store_true", help="ResNet-18, inference of 32 images, nothing else")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -68,10 +71,12 @@ def _choice(options: argparse.Namespace) -> Choice:
     if min(options.batches) < 1 or options.experts < 2 or options.width <= 0:
         sys.exit("--batches must be 1 or more, --experts 2 or more, --width above 0.")
     if options.quick:
-        return Choice(("resnet18",), (32,), ("inference",), options.experts, options.width, options.seed)
+        return Choice(
+            ("resnet18",), (32,), ("inference",), options.experts, options.width, options.seed, options.router
+        )
     return Choice(
         tuple(options.architectures), tuple(options.batches), tuple(options.modes), options.experts, options.width,
-        options.seed,
+        options.seed, options.router,
     )  # fmt: skip
 
 

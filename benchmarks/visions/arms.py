@@ -11,7 +11,7 @@ from torch import Tensor
 
 from coterie.models.vision import VisionModel, VisionSpec, build_vision
 from coterie.models.vision.cost import VisionCost, vision_cost
-from coterie.models.vision.spec import Architecture
+from coterie.models.vision.spec import Architecture, ImageRouter
 
 DENSE, NARROW, GROUPED, MASKED = "dense", "narrow", "grouped", "masked"
 ARMS = (DENSE, NARROW, MASKED, GROUPED)
@@ -27,18 +27,21 @@ class Contest:
     Attributes:
         experts: E; one expert has 1/E of the dense network's channels, and so has the narrow network.
         width: factor on all channels of all arms.
+        router: who looks at the images.
     """
 
     architecture: Architecture
     experts: int
     width: float
     seed: int
+    router: ImageRouter = "resnet20"
 
     @cached_property
     def spec(self) -> VisionSpec:
         """Of the network of experts."""
         return VisionSpec(
-            self.architecture, CLASSES, experts=self.experts, ratio=1 / self.experts, width=self.width
+            self.architecture, CLASSES, experts=self.experts, ratio=1 / self.experts, width=self.width,
+            router=self.router,
         )  # fmt: skip
 
     @cached_property

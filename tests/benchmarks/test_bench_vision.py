@@ -18,7 +18,15 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cost(**changes: Any) -> dict[str, Any]:
-    given = {"dense": 100, "narrow": 25, "pathway": 30, "router": 10, "experts": 2, "width": 1.0}
+    given = {
+        "dense": 100,
+        "narrow": 25,
+        "pathway": 30,
+        "router": 10,
+        "experts": 2,
+        "width": 1.0,
+        "router_name": "resnet20",
+    }
     return {"kind": "cost", "architecture": "resnet18", **given, **changes}
 
 
