@@ -115,6 +115,5 @@ its last layer has biases that spread the images evenly, since a fresh one often
 "saving realised" is (1 - time over dense) / (1 - multiply-accumulates over dense): above 100 % where narrow layers also
 have less to normalise and to write, "-" where router and pathway together are as much arithmetic as the dense network.
 Grouped logits, in training all gradients too, were compared with the masked ones in float64: relative error at most
-1e-8, or the
-cell says "wrong" and there is no time. Narrower networks than the published ones are not judged. All raw numbers:
-{raw}."""
+1e-8, or the cell says "wrong" and there is no time. Narrower networks than the published ones are not judged. All raw
+numbers: {raw}."""
