@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from coterie.errors import OptionError
 
 T = TypeVar("T")
+
+
+def did_you_mean(found: object, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`` Did you mean 'x'?`` of the known name nearest to what was found; "" where none is near.
+
+    Args:
+        cutoff: how alike it must be, from 0 to 1.
+    """
+    near = difflib.get_close_matches(str(found), list(known), n=1, cutoff=cutoff)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 class Registry(Generic[T]):
@@ -39,9 +49,9 @@ class Registry(Generic[T]):
         """
         if name in self._items:
             return self._items[name]
-        near = difflib.get_close_matches(name, self._items, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise OptionError(f"There is no {self.kind} {name!r}.{hint} There are: {', '.join(self)}.")
+        raise OptionError(
+            f"There is no {self.kind} {name!r}.{did_you_mean(name, self._items)} There are: {', '.join(self)}."
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._items))

@@ -205,6 +205,7 @@ def test_padding_in_the_text_is_text_like_any_other(coterie, place):
         (["top-p", "--domains", "a"], "pocket"),
         (["--model", "x"], "needs --router"),
         (["--model", "x", "--router", "top_k", "--option", "k"], "NAME=VALUE"),
+        (["--model", "x", "--router", "top_k", "--option", "k=["], "is no value"),
         (["--model", "pocket", "--router", "top_q", "--text", "notes.txt"], "Did you mean 'top_p'"),
         (
             ["--model", "pocket", "--router", "top_k", "--option", "k=99", "--text", "notes.txt", "--length", "16"],

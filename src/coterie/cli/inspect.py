@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from coterie.cli.named_values import named_value
 from coterie.cli.run import Json, Model, Revision
 from coterie.cli.shell import one_sentence
 from coterie.errors import OptionError
@@ -79,7 +80,11 @@ def inspect(
 
     with Progress(as_json):
         found = look(
-            model, context=context, revision=revision, options=dict(map(_named, option or ())), statistics=statistics
+            model,
+            context=context,
+            revision=revision,
+            options=dict(named_value(each, "experts=4") for each in option or ()),
+            statistics=statistics,
         )
     if as_json:
         typer.echo(json.dumps(found.as_record()))
@@ -87,18 +92,6 @@ def inspect(
         from coterie.cli.sheet import show
 
         show(found.sheet())
-
-
-def _named(text: str) -> tuple[str, Any]:
-    import yaml  # type: ignore[import-untyped]
-
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise OptionError(f"--option {text!r} is not NAME=VALUE. Write it so: --option experts=4")
-    try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise OptionError(f"--option {text!r}: the value cannot be read. Write it so: --option experts=4") from error
 
 
 def _use(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coterie.cli.named_values import named_value
 from coterie.cli.shell import INTERRUPTED, one_sentence, stop
 from coterie.cli.train_images import check_images_options, is_robust, train_on_images
 
@@ -199,7 +200,10 @@ def _from_options(model: str, options: dict[str, Any]) -> Recipe:
 
     words: dict[str, Any] = {
         "model": {"from": model},
-        "router": {"name": options["--router"], **dict(map(_option, options["--option"] or ()))},
+        "router": {
+            "name": options["--router"],
+            **dict(named_value(each, "p=0.5") for each in options["--option"] or ()),
+        },
         "data": {"length": 256},
         "training": {"steps": 200, "batch": 8, "rate": 1e-4, "warmup": 20, "decay": 1.0, "weight_decay": 0.01},
     }
@@ -208,17 +212,6 @@ def _from_options(model: str, options: dict[str, Any]) -> Recipe:
     if options["--freeze"]:
         words["groups"] = {"freeze": list(options["--freeze"])}
     return recipe_of(words, f"{Path(model).name}-{options['--router']}")
-
-
-def _option(text: str) -> tuple[str, Any]:
-    import yaml  # type: ignore[import-untyped]
-
-    from coterie.errors import OptionError
-
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise OptionError(f"--option {text!r} is not NAME=VALUE. Write it so: --option p=0.5")
-    return name.strip(), yaml.safe_load(value)
 
 
 def _by_recipe(recipe: Recipe, changes: dict[str, Any], out: Path, resume: bool, progress: Progress) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coterie.cli.named_values import named_value
 from coterie.errors import OptionError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def train_on_images(
 
     named = [(f"training.{name}" if name != "seed" else name, value) for name, value in changes.items()]
     changed = [(name, value) for name, value in named if value is not None]
-    recipe = read_robust_recipe(what, [*changed, *map(_option, options)])
+    recipe = read_robust_recipe(what, [*changed, *(named_value(each, "attack.epsilon=4/255") for each in options)])
     outcome = train_robust(recipe, images, out, resume=resume, progress=progress.training, say=progress.say)
     judged = outcome.judged
     if judged is None:
@@ -59,16 +60,3 @@ def train_on_images(
     if judged.largest_share >= COLLAPSED:
         told += f" The router collapsed: one route has {judged.largest_share:.0%} of the images."
     return told
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """A section.name and its value, as YAML reads it."""
-    import yaml  # type: ignore[import-untyped]
-
-    name, equals, value = text.partition("=")
-    if not equals or "." not in name or not value.strip():
-        raise OptionError(f"--option {text!r} is not SECTION.NAME=VALUE. Write it so: --option attack.epsilon=4/255")
-    try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise OptionError(f"--option {text!r}: {value!r} is no value. Write a number or a word.") from error

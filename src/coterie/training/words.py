@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from coterie.errors import OptionError
+from coterie.registry import did_you_mean
+
+_CUTOFF = 0.55  # keys of a recipe are short: one wrong letter is much of them
 
 
 def check_keys(table: Mapping[Any, Any], known: Iterable[str], where: str) -> None:
@@ -15,7 +17,9 @@ def check_keys(table: Mapping[Any, Any], known: Iterable[str], where: str) -> No
     known = list(known)
     for key in table:
         if key not in known:
-            raise OptionError(f"{where} has no {key!r}.{_hint(key, known)} It may have: {', '.join(known)}.")
+            raise OptionError(
+                f"{where} has no {key!r}.{did_you_mean(key, known, _CUTOFF)} It may have: {', '.join(known)}."
+            )
 
 
 def table_of(value: Any, where: str) -> Mapping[str, Any]:
@@ -29,15 +33,25 @@ def table_of(value: Any, where: str) -> Mapping[str, Any]:
 
 def number(value: Any, where: str) -> float:
     """A finite number, as int or float. YAML reads 1e-4 (without a point) and 8/255 as text; they are numbers here."""
-    if isinstance(value, str):
-        above, slash, below = value.partition("/")
-        try:
-            value = float(above) / float(below) if slash else float(value)
-        except (ValueError, ZeroDivisionError):
-            _refuse(where, "a number", value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    found = fraction(value) if isinstance(value, str) else value
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
         _refuse(where, "a number", value)
-    return value
+    return found
+
+
+def fraction(text: str) -> float:
+    """``8/255`` or ``0.03`` as a number; NaN where it is neither."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        return math.nan
+
+
+def in_255ths(value: float, digits: int = 6) -> str:
+    """A change of a pixel as people of the field write it: ``8/255`` where it is whole in 255ths."""
+    parts = value * 255
+    return f"{round(parts)}/255" if abs(parts - round(parts)) < 1e-6 and round(parts) else f"{value:.{digits}g}"
 
 
 def whole(value: Any, where: str, least: int | None = None) -> int:
@@ -65,7 +79,7 @@ def text(value: Any, where: str) -> str:
 def word(value: Any, known: Sequence[str], where: str) -> str:
     """One of the known words."""
     if value is None or value not in known:
-        hint = _hint(value, known)
+        hint = did_you_mean(value, known, _CUTOFF)
         found = "is missing" if value is None else f"cannot be {value!r}"
         raise OptionError(f"{where} {found}.{hint} Write one of: {', '.join(known)}.")
     return str(value)
@@ -85,11 +99,6 @@ def texts(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not value:
         _refuse(where, "a word or a list of words", value)
     return tuple(text(each, f"{where}[{place}]") for place, each in enumerate(value))
-
-
-def _hint(found: Any, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(found), known, n=1, cutoff=0.55)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _refuse(where: str, wanted: str, found: Any) -> NoReturn:

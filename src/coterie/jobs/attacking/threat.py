@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from coterie.errors import OptionError
+from coterie.training.words import fraction, in_255ths
 
 __all__ = ["Threat", "parse_fraction"]
 
@@ -67,11 +68,7 @@ def parse_fraction(text: str, name: str) -> float:
     Raises:
         OptionError: it is neither.
     """
-    above, slash, below = text.partition("/")
-    try:
-        value = float(above) / float(below) if slash else float(above)
-    except (ValueError, ZeroDivisionError):
-        value = math.nan
+    value = fraction(text)
     if not math.isfinite(value):
         raise OptionError(f"{name} must be a number such as 8/255 or 0.03, not {text!r}.")
     return value
@@ -79,5 +76,4 @@ def parse_fraction(text: str, name: str) -> float:
 
 def as_text(value: float) -> str:
     """A number as people of the field write it: in 255ths where it is one."""
-    parts = value * 255
-    return f"{round(parts)}/255" if abs(parts - round(parts)) < 1e-6 and round(parts) else f"{value:.4g}"
+    return in_255ths(value, digits=4)

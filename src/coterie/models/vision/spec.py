@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from coterie.errors import OptionError
+from coterie.registry import did_you_mean
 
 Architecture = Literal["resnet18", "wrn28_10", "vgg16", "densenet40", "small"]
 ImageRouter = Literal["resnet20", "resnet14", "resnet8", "small"]
@@ -130,7 +130,9 @@ class VisionSpec:
         known = [field.name for field in fields(cls)]
         for name in record:
             if name not in known:
-                raise OptionError(f"There is no field {name!r}.{_nearest(name, known)} There are: {', '.join(known)}.")
+                raise OptionError(
+                    f"There is no field {name!r}.{did_you_mean(name, known)} There are: {', '.join(known)}."
+                )
         return cls(**record)
 
     def _check_normalisation(self) -> None:
@@ -159,12 +161,7 @@ class VisionSpec:
 
 def _check_word(name: str, value: Any, words: tuple[str, ...]) -> None:
     if value not in words:
-        raise OptionError(f"There is no {name} {value!r}.{_nearest(value, words)} There are: {', '.join(words)}.")
-
-
-def _nearest(value: Any, words: Any) -> str:
-    near = difflib.get_close_matches(str(value), words, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+        raise OptionError(f"There is no {name} {value!r}.{did_you_mean(value, words)} There are: {', '.join(words)}.")
 
 
 def _check_whole(name: str, value: Any, least: int) -> None:

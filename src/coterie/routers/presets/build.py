@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from coterie.errors import OptionError
-from coterie.registry import Registry
+from coterie.registry import Registry, did_you_mean
 from coterie.routers.base import Router
 from coterie.routers.presets.capacity import with_capacity
 from coterie.routers.presets.values import check_values
@@ -89,8 +88,7 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
     allowed = preset_options(name)
     for option in options:
         if option not in allowed:
-            near = difflib.get_close_matches(option, allowed, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(option, allowed)
             raise OptionError(f"The router {name!r} has no option {option!r}.{hint} It has: {', '.join(allowed)}.")
     preset = PRESETS.get(name)
     for parameter in inspect.signature(preset).parameters.values():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from html import escape
 from typing import Any
 
 from coterie.pictures import line_chart, page
 from coterie.pictures.page import cards, section
+from coterie.training.words import in_255ths
 
 Record = Mapping[str, Any]
 COLLAPSED = 0.9  # the share on one route from which on a mixture is hardly one
@@ -48,7 +48,7 @@ def lead(record: Record) -> str:
 def attack_text(attack: Mapping[str, Any]) -> str:
     """An attack in a line."""
     return (
-        f"{attack['steps']} steps of {_share(attack['step_size'])} within {_share(attack['epsilon'])} "
+        f"{attack['steps']} steps of {in_255ths(attack['step_size'])} within {in_255ths(attack['epsilon'])} "
         f"(aim {attack['aim']})"
     )
 
@@ -182,9 +182,3 @@ def _how(record: Record) -> str:
 
     words = yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True)
     return section("Recipe", "As it was read; recipe.yaml has it too.", f"<pre>{escape(words)}</pre>")
-
-
-def _share(value: float) -> str:
-    """8/255 where it is a whole number of steps, decimal otherwise."""
-    steps = Fraction(value * 255).limit_denominator(1)
-    return f"{steps}/255" if abs(float(steps) - value * 255) < 1e-6 else f"{value:g}"
