@@ -13,6 +13,20 @@ from coterie.errors import OptionError
 from coterie.training.words import check_keys, number, table_of, text, truth, whole, word
 
 
+def recipe_file(path: Path | str, shipped: Mapping[str, Path]) -> Path:
+    """A file, or one of those that ship, by name; a file of that name goes first.
+
+    Raises:
+        OptionError: there is neither.
+    """
+    found = Path(path)
+    if str(path) in shipped and not found.is_file():
+        found = shipped[str(path)]
+    if not found.is_file():
+        raise OptionError(f"There is no recipe {found}. Write a YAML file, or name one of: {', '.join(shipped)}.")
+    return found
+
+
 def parse_yaml(path: Path) -> Any:
     """What a YAML file says.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from coterie.errors import OptionError
+from coterie.errors import CoterieError, OptionError
 from coterie.training.trainer import LOG, last_checkpoint
 
 RECIPE, FINISHED = "recipe.json", "finished"
@@ -31,6 +33,29 @@ def check_places(out: Path, work: Path, resume: bool) -> None:
         raise OptionError(f"{work} holds a training that was stopped. Add --resume to go on, or delete it.")
     if work.exists() and not stopped:
         _clear(work)
+
+
+@contextmanager
+def learning_in(work: Path) -> Iterator[None]:
+    """Where what is done fails before the first whole checkpoint, ``work`` goes too: there is nothing to go on from."""
+    try:
+        yield
+    except CoterieError:
+        if last_checkpoint(work) is None:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def finishing(work: Path, out: Path) -> Iterator[Path]:
+    """A directory to fill, which is made by whoever fills it; then it becomes ``out``, and ``work`` goes."""
+    scratch = work / FINISHED
+    shutil.rmtree(scratch, ignore_errors=True)
+    yield scratch
+    for file in scratch.rglob("*.safetensors"):
+        file.chmod(0o644)  # they are written for their owner alone
+    scratch.rename(out)
+    shutil.rmtree(work)
 
 
 def _clear(work: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from coterie.errors import OptionError
 from coterie.models.compat import quiet
 from coterie.training.card import finish, read_sources
 from coterie.training.measure import cross_entropy
-from coterie.training.places import FINISHED, check_places
+from coterie.training.places import check_places, finishing
 from coterie.training.text import SPLITS, Corpus, read_domains
 from coterie.training.tokens import token_ids, train_tokenizer
 from coterie.training.trainer import LOG, Options, Progress, language_trainer, train_from
@@ -91,12 +90,9 @@ def train_pocket(
     work.mkdir(parents=True, exist_ok=True)
     with torch.enable_grad():
         model = _train(tokenizer, streams, recipe, work, resume, progress)
-    scratch = work / FINISHED
-    shutil.rmtree(scratch, ignore_errors=True)
-    save(model, tokenizer, scratch)
-    finish(scratch, work, corpus, streams, recipe, origin)
-    scratch.rename(out)
-    shutil.rmtree(work)
+    with finishing(work, out) as scratch:
+        save(model, tokenizer, scratch)
+        finish(scratch, work, corpus, streams, recipe, origin)
 
 
 def encode(corpus: Corpus, tokenizer: Any) -> dict[str, dict[str, Tensor]]:
@@ -116,7 +112,6 @@ def save(model: Any, tokenizer: Any, path: Path) -> None:
     with quiet():
         model.to(torch.bfloat16).save_pretrained(path)
     tokenizer.save_pretrained(path)
-    (path / "model.safetensors").chmod(0o644)  # it is written for its owner alone
 
 
 def _check_size(streams: Mapping[str, Mapping[str, Tensor]], length: int) -> None:

@@ -11,7 +11,7 @@ from coterie.errors import OptionError
 from coterie.ops.balance import Source
 from coterie.routers.presets import PRESETS, preset_options
 from coterie.training.consistency import Consistency
-from coterie.training.filling import filled, parse_yaml, placed, typed
+from coterie.training.filling import filled, parse_yaml, placed, recipe_file, typed
 from coterie.training.groups import Group, Groups
 from coterie.training.objective import Objective
 from coterie.training.recipe import PYTHON, DataWords, ModelWords, Recipe, SteeringWords, shipped_recipes
@@ -32,12 +32,7 @@ def read_recipe(path: Path | str) -> Recipe:
     Raises:
         OptionError: no such file, no YAML, or a key or value that is not known; the text says where.
     """
-    shipped = shipped_recipes()
-    if str(path) in shipped and not Path(path).is_file():
-        path = shipped[str(path)]
-    path = Path(path)
-    if not path.is_file():
-        raise OptionError(f"There is no recipe {path}. Write a YAML file, or name one of: {', '.join(shipped)}.")
+    path = recipe_file(path, shipped_recipes())
     return _beside(recipe_of(parse_yaml(path), path.stem), path.parent)
 
 

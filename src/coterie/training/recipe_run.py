@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coterie.errors import CoterieError, OptionError
+from coterie.errors import OptionError
 from coterie.models.attach import RouterBridge, session_of
 from coterie.models.calibrating import calibrate
 from coterie.models.checkpoint import open_checkpoint
@@ -24,13 +23,13 @@ from coterie.training.curve import Worth, measure_curve, worth
 from coterie.training.fit import fit
 from coterie.training.model_for import model_for
 from coterie.training.objective import Objective
-from coterie.training.places import FINISHED, RECIPE, check_places, work_of
+from coterie.training.places import RECIPE, check_places, finishing, learning_in, work_of
 from coterie.training.reading import Reading, read_for
 from coterie.training.recipe import Recipe
 from coterie.training.residual import residual_dropout
 from coterie.training.settings import thresholds
 from coterie.training.summary import Outcome, write_summary
-from coterie.training.trainer import Progress, last_checkpoint
+from coterie.training.trainer import Progress
 from coterie.training.windows import Windows
 
 Say = Callable[[str], None]
@@ -150,14 +149,11 @@ def _learn(
     windows = Windows({"text": reading.train}, recipe.data.length, count, seed=options.seed)
     undo = residual_dropout(model, recipe.dropout) if recipe.dropout else None
     try:
-        fit(
-            model, windows, options, work, objective=_objective(model, recipe), schedules=recipe.schedules,
-            groups=recipe.groups, progress=progress, callbacks=steered, resume=resume,
-        )  # fmt: skip
-    except CoterieError:
-        if last_checkpoint(work) is None:
-            shutil.rmtree(work, ignore_errors=True)
-        raise
+        with learning_in(work):
+            fit(
+                model, windows, options, work, objective=_objective(model, recipe), schedules=recipe.schedules,
+                groups=recipe.groups, progress=progress, callbacks=steered, resume=resume,
+            )  # fmt: skip
     finally:
         if undo is not None:
             undo()
@@ -202,13 +198,8 @@ def _curves(model: Any, recipe: Recipe, reading: Reading, say: Say) -> dict[str,
 
 
 def _save(outcome: Outcome, tokenizer: Any, work: Path, out: Path) -> None:
-    scratch = work / FINISHED
-    shutil.rmtree(scratch, ignore_errors=True)
-    with quiet():
-        outcome.model.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
-    for file in scratch.glob("*.safetensors"):
-        file.chmod(0o644)  # they are written for their owner alone
-    write_summary(outcome, scratch)
-    scratch.rename(out)
-    shutil.rmtree(work)
+    with finishing(work, out) as scratch:
+        with quiet():
+            outcome.model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        write_summary(outcome, scratch)

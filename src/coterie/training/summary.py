@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from coterie import __version__
 from coterie.models.find import find_sites
 from coterie.models.routed import config_of
 from coterie.training.curve import Worth
 from coterie.training.recipe import Recipe
-from coterie.training.trainer import read_log, seconds_spent
+from coterie.training.summary_files import facts_of_run, plain, points, short, thinned, write_files
+from coterie.training.trainer import read_log
 
-REPORT, PAGE, CARD, CHART, WORDS = "report.json", "report.html", "README.md", "loss.svg", "recipe.yaml"
-_POINTS = 300  # of a curve over training, at most
+CHART = "loss.svg"
 _LOSSES = ("loss", "cross_entropy", "balance", "entropy", "z", "consistency")
 
 
@@ -54,15 +48,13 @@ class Outcome:
         stages = {"original": self.original, "before": self.before, "after": self.after}
         curves = {name: [{"value": at, **asdict(each)} for at, each in c] for name, c in self.curves.items()}
         return {
-            "coterie": __version__, "name": self.recipe.name, "recipe": _plain(self.recipe.words),
+            "coterie": __version__, "name": self.recipe.name, "recipe": plain(self.recipe.words),
             "family": getattr(config, "base_model_type", config.model_type),
-            "router": _plain(config_of(self.model)["router"]), "options": _plain(asdict(options)),
+            "router": plain(config_of(self.model)["router"]), "options": plain(asdict(options)),
             "reading": dict(self.reading), "tokens_seen": tokens,
             "parameters": parameters_of(self.model, self.after.mean_experts),
             **{name: None if each is None else asdict(each) for name, each in stages.items()}, "curves": curves,
-            "history": history_of(self.work), "seconds": round(seconds_spent(self.work), 1),
-            "threads": torch.get_num_threads(), "finished": time.strftime("%Y-%m-%d"),
-            "versions": {"python": platform.python_version()} | {n: version(n) for n in ("torch", "transformers")},
+            "history": history_of(self.work), **facts_of_run(self.work, "torch", "transformers"),
         }  # fmt: skip
 
 
@@ -80,18 +72,13 @@ def parameters_of(model: Any, mean_experts: float) -> dict[str, int]:
 def history_of(work: Path) -> dict[str, Any]:
     """Of the log: losses by name as [step, value], experts per token by layer, scheduled values, and the last load."""
     records = [record for record in read_log(work) if "loss" in record]
-    every = max(1, len(records) // _POINTS)
-    kept = records[every - 1 :: every]
+    kept = thinned(records)
     scheduled = sorted({name for record in kept for name in ("k", "p", "mean_experts") if name in record})
     return {
-        **{name: _points(kept, name) for name in (*_LOSSES, *scheduled) if any(name in record for record in kept)},
-        "experts": [[record["step"], *map(_short, record["experts"])] for record in kept if "experts" in record],
+        **{name: points(kept, name) for name in (*_LOSSES, *scheduled) if any(name in record for record in kept)},
+        "experts": [[record["step"], *map(short, record["experts"])] for record in kept if "experts" in record],
         "load": _late_load(records),
     }  # fmt: skip
-
-
-def _points(records: Sequence[Mapping[str, Any]], name: str) -> list[list[float]]:
-    return [[record["step"], _short(record[name])] for record in records if name in record]
 
 
 def _late_load(records: Sequence[Mapping[str, Any]]) -> list[list[int]]:
@@ -102,24 +89,8 @@ def _late_load(records: Sequence[Mapping[str, Any]]) -> list[list[int]]:
 
 def write_summary(outcome: Outcome, place: Path) -> None:
     """Write report.json, report.html, the card, its chart and the recipe into ``place``."""
-    import yaml  # type: ignore[import-untyped]
-
     from coterie.training.summary_card import card, chart
     from coterie.training.summary_page import report_page
 
     record = outcome.record()
-    texts = {
-        REPORT: json.dumps(record, ensure_ascii=False, indent=1) + "\n", PAGE: report_page(record),
-        CARD: card(record), CHART: chart(record),
-        WORDS: yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True),
-    }  # fmt: skip
-    for name, text in texts.items():
-        (place / name).write_text(text, encoding="utf-8")
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
+    write_files(place, record, report_page(record), card(record), {CHART: chart(record)})

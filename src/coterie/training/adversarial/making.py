@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coterie.errors import CoterieError, OptionError
+from coterie.errors import OptionError
 from coterie.models.vision import VisionModel, build_vision, save_vision
 from coterie.training.adversarial.fit import RobustRun, Say, fit_robust
 from coterie.training.adversarial.judge import Judged
@@ -18,8 +17,8 @@ from coterie.training.adversarial.keeping import load_best
 from coterie.training.adversarial.options import check_options
 from coterie.training.adversarial.recipe import RobustRecipe
 from coterie.training.images import ImageData, check_splits, read_images
-from coterie.training.places import FINISHED, RECIPE, check_places, work_of
-from coterie.training.trainer import Progress, last_checkpoint
+from coterie.training.places import RECIPE, check_places, finishing, learning_in, work_of
+from coterie.training.trainer import Progress
 
 LAST = "last"  # within the finished directory: the last weights, where the best are others
 
@@ -92,24 +91,14 @@ def train_robust(
     _check_same(recipe, data, work)
     share = recipe.data.validation
     learn, held = data.split(share, recipe.options.seed) if share else (data, None)
-    run = _learned(model, recipe, learn, held, work, resume=resume, progress=progress, say=say)
+    with learning_in(work):
+        run = fit_robust(model, learn, recipe.options, work, validation=held, resume=resume, progress=progress, say=say)
     outcome = RobustOutcome(
         recipe, model, run, len(learn), 0 if held is None else len(held), data.classes, data.source, work
     )
     say("Writing")
     _save(outcome, out)
     return outcome
-
-
-def _learned(
-    model: VisionModel, recipe: RobustRecipe, learn: ImageData, held: ImageData | None, work: Path, **how: Any
-) -> RobustRun:
-    try:
-        return fit_robust(model, learn, recipe.options, work, validation=held, **how)
-    except CoterieError:
-        if last_checkpoint(work) is None:
-            shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 def _check_same(recipe: RobustRecipe, data: ImageData, work: Path) -> None:
@@ -146,14 +135,10 @@ def _facts(data: ImageData) -> Mapping[str, Any]:
 def _save(outcome: RobustOutcome, out: Path) -> None:
     from coterie.training.adversarial.summary import write_robust_summary
 
-    scratch, model, best = outcome.work / FINISHED, outcome.model, outcome.run.best
-    shutil.rmtree(scratch, ignore_errors=True)
-    if best is not None and best.step != outcome.run.steps:
-        save_vision(model, scratch / LAST)
-        load_best(model, outcome.work)
-    save_vision(model, scratch)
-    for file in scratch.rglob("*.safetensors"):
-        file.chmod(0o644)  # they are written for their owner alone
-    write_robust_summary(outcome, scratch)
-    scratch.rename(out)
-    shutil.rmtree(outcome.work)
+    model, best = outcome.model, outcome.run.best
+    with finishing(outcome.work, out) as scratch:
+        if best is not None and best.step != outcome.run.steps:
+            save_vision(model, scratch / LAST)
+            load_best(model, outcome.work)
+        save_vision(model, scratch)
+        write_robust_summary(outcome, scratch)

@@ -25,7 +25,7 @@ from coterie.models.vision import VisionSpec
 from coterie.models.vision.building import Init
 from coterie.training.adversarial.attacks import Attack
 from coterie.training.adversarial.options import Descent, RobustLosses, RobustOptions, training_attack
-from coterie.training.filling import filled, parse_yaml, placed, typed
+from coterie.training.filling import filled, parse_yaml, placed, recipe_file, typed
 from coterie.training.images import ImageData
 from coterie.training.words import check_keys, table_of, whole, word
 
@@ -113,12 +113,7 @@ def read_robust_recipe(path: Path | str, changes: Sequence[tuple[str, Any]] = ()
     Raises:
         OptionError: no such file, no YAML, or a key or value that is not known; the text says where.
     """
-    shipped = shipped_robust_recipes()
-    if str(path) in shipped and not Path(path).is_file():
-        path = shipped[str(path)]
-    path = Path(path)
-    if not path.is_file():
-        raise OptionError(f"There is no recipe {path}. Write a YAML file, or name one of: {', '.join(shipped)}.")
+    path = recipe_file(path, shipped_robust_recipes())
     return robust_recipe_of(_changed(table_of(parse_yaml(path), path.stem), changes), path.stem)
 
 
