@@ -10,6 +10,7 @@ import torch
 from coterie.jobs.attacking import AttackReport, Threat, Verdict, attack
 from coterie.jobs.attacking.outcome import share, survivors
 from coterie.models.vision import VisionModel, build_vision, vision_cost
+from coterie.models.vision.saving import not_finite
 from coterie.studies.advmoe_data import Setting, unpacked
 from coterie.studies.claims import Metrics
 from coterie.studies.study import Bench
@@ -64,8 +65,8 @@ def _threat(bench: Bench, setting: Setting, images: int) -> Threat:
 
 def _facts(model: VisionModel) -> dict[str, Any]:
     cost = vision_cost(model.spec)
-    values = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
-    return {"saving": cost.saving, "finite": float(all(bool(torch.isfinite(each).all()) for each in values))}
+    broken = not_finite([*model.named_parameters(), *model.named_buffers()])
+    return {"saving": cost.saving, "finite": float(not broken)}
 
 
 def _measured(report: AttackReport) -> dict[str, Any]:

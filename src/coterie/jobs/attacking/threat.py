@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from coterie.errors import OptionError
+from coterie.training.adversarial.attacks import check_epsilon
 from coterie.training.words import fraction, in_255ths
 
 __all__ = ["Threat", "parse_fraction"]
@@ -38,10 +39,7 @@ class Threat:
     batch: int = 128
 
     def __post_init__(self) -> None:
-        if not 0 < self.epsilon <= 1:
-            raise OptionError(
-                f"epsilon must be above 0 and at most 1, not {self.epsilon:g}: pixels are in [0, 1]. Usual: 8/255."
-            )
+        check_epsilon(self.epsilon)
         if self.step_size is not None and not (0 < self.step_size <= 1):
             raise OptionError(f"The step size must be above 0 and at most 1, not {self.step_size:g}. Usual: 2/255.")
         for name in ("steps", "restarts", "images", "batch"):

@@ -13,6 +13,7 @@ from coterie.jobs.attacking import checks
 from coterie.jobs.attacking.checks import Check
 from coterie.jobs.attacking.threat import Threat
 from coterie.jobs.attacking.ways import Record, Scene
+from coterie.models.vision.saving import not_finite
 from coterie.training.adversarial import Aim, Attack, perturb
 
 __all__ = [
@@ -48,12 +49,11 @@ def require_finite_weights(model: nn.Module) -> None:
     Raises:
         AttackError: a weight or statistic is not a finite number.
     """
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if not bool(torch.isfinite(tensor).all()):
-            raise AttackError(
-                f"{name!r} of the model holds NaN or infinity: it would answer every image alike, and look robust. "
-                "Take an earlier checkpoint, or train it anew with a lower rate."
-            )
+    if broken := not_finite([*model.named_parameters(), *model.named_buffers()]):
+        raise AttackError(
+            f"{broken[0]!r} of the model holds NaN or infinity: it would answer every image alike, and look robust. "
+            "Take an earlier checkpoint, or train it anew with a lower rate."
+        )
 
 
 def require_finite_answers(loss: Tensor) -> None:

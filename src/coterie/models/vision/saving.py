@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +112,16 @@ def check_finite(state: Mapping[str, Tensor], where: str) -> None:
 
     An argmax over NaN is 0 and a sign of NaN is 0: such a network looks robust.
     """
-    broken = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
-    if broken:
+    if broken := not_finite(state.items()):
         raise CheckpointError(
             f"{where}: {broken[0]!r} holds numbers that are infinite or NaN ({len(broken)} such tensors). The training "
             "diverged: take an earlier checkpoint."
         )
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of those that hold an infinity or no number."""
+    return [name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())]
 
 
 def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, TensorRange], path: Path) -> None:

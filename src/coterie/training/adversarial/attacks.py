@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from coterie.errors import AttackError, NoGradientError, OptionError
 from coterie.routing import RouteContext
 from coterie.training.adversarial.aims import FROM_CLEAN, ROUTERS_ALONE, Aim, Target, needs_router, rank_of, value_of
-from coterie.training.adversarial.starts import Start, image_keys, started
+from coterie.training.adversarial.starts import Start, ball, image_keys, started
 from coterie.training.adversarial.view import View, check_routed, following, held_still, view, view_routers
 
 Keep = Literal["last", "worst"]
@@ -143,10 +143,8 @@ def perturb(
         keys = image_keys("attack", seed, images, index)
         kept, rank = ascent.climb(started(images, attack.start, attack.epsilon, keys, 0))
         for restart in range(1, attack.restarts):
-            found, found_rank = ascent.climb(started(images, attack.start, attack.epsilon, keys, restart))
-            worse = found_rank > rank
-            kept = torch.where(worse[:, None, None, None], found, kept)
-            rank = torch.maximum(rank, found_rank)
+            found, reached = ascent.climb(started(images, attack.start, attack.epsilon, keys, restart))
+            kept, rank = worse_of(kept, rank, found, reached)
         return kept
 
 
@@ -162,20 +160,20 @@ class _Ascent:
 
     def climb(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """(points [B, C, H, W], rank [B]) of one start. Ranks are computed only where they are asked for."""
-        attack, images = self.attack, self.images
-        low, high = (images - attack.epsilon).clamp_(0, 1), (images + attack.epsilon).clamp_(0, 1)
+        attack = self.attack
+        low, high = ball(self.images, attack.epsilon)
         ranked = attack.keep == "worst" or attack.restarts > 1
         worst, rank = point, point.new_full((len(point),), -torch.inf)
         for step in range(attack.steps):
             gradient, seen = self._gradient(point, step)
             if attack.keep == "worst":
-                worst, rank = _worse(worst, rank, point, rank_of(attack.aim, seen, self.target).detach())
+                worst, rank = worse_of(worst, rank, point, rank_of(attack.aim, seen, self.target).detach())
             point = torch.clamp(point + attack.step_size * gradient.sign_(), low, high)
         if not ranked:
             return point, rank
         with torch.no_grad():
             reached = rank_of(attack.aim, self.sight(self.model, point, self.ctx), self.target)
-        return _worse(worst, rank, point, reached) if attack.keep == "worst" else (point, reached)
+        return worse_of(worst, rank, point, reached) if attack.keep == "worst" else (point, reached)
 
     def _gradient(self, point: Tensor, step: int) -> tuple[Tensor, View]:
         """(gradient of the aim at ``point``, what was seen there)."""
@@ -239,6 +237,7 @@ def _check_gradient(gradient: Tensor, aim: Aim, step: int) -> Tensor:
     return peak
 
 
-def _worse(kept: Tensor, rank: Tensor, point: Tensor, reached: Tensor) -> tuple[Tensor, Tensor]:
+def worse_of(kept: Tensor, rank: Tensor, point: Tensor, reached: Tensor) -> tuple[Tensor, Tensor]:
+    """(points [B, C, H, W], ranks [B]): of each image what was kept, or the point where it ranks higher."""
     worse = reached > rank
     return torch.where(worse[:, None, None, None], point, kept), torch.maximum(rank, reached)

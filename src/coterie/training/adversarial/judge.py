@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from coterie.training.adversarial.attacks import Attack, perturb
-from coterie.training.adversarial.view import held_still, route_of, view
+from coterie.training.adversarial.view import held_still, load_of, route_of, view
 from coterie.training.images import ImageData
 
 
@@ -43,7 +43,7 @@ def judge(model: Any, data: ImageData, attack: Attack, *, batch: int = 256, seed
     """
     device = next(model.parameters()).device
     right = robust = flipped = decided = 0
-    load: Tensor | None = None
+    loads: list[Tensor] = []
     for index in torch.arange(len(data)).split(batch):
         images, labels = data.batch(index, device)
         perturbed = perturb(model, images, labels, attack, seed=seed, index=index)
@@ -53,19 +53,20 @@ def judge(model: Any, data: ImageData, attack: Attack, *, batch: int = 256, seed
         robust += int((seen.classes.argmax(1) == labels).sum())
         for one, other in zip(clean.routings, seen.routings, strict=True):
             flipped, decided = flipped + int((route_of(one) != route_of(other)).sum()), decided + len(index)
-            counts = torch.bincount(route_of(one), minlength=one.num_routes)
-            load = counts if load is None else load + counts
-    routes = () if load is None else tuple(load.tolist())
-    return Judged(right / len(data), robust / len(data), routes, flipped / max(1, decided))
+        loads += [load_of(clean.routings)] if clean.routings else []
+    return Judged(right / len(data), robust / len(data), _total(loads), flipped / max(1, decided))
 
 
 @torch.no_grad()
 def route_load(model: Any, data: ImageData, *, batch: int = 256, most: int = 1024) -> tuple[int, ...]:
     """Images on each route, of the first ``most``, in eval mode; empty of a dense model."""
-    device, load = next(model.parameters()).device, None
+    device, loads = next(model.parameters()).device, []
     with held_still(model):
         for index in torch.arange(min(most, len(data))).split(batch):
-            for routing in view(model, data.batch(index, device)[0]).routings:
-                counts = torch.bincount(route_of(routing), minlength=routing.num_routes)
-                load = counts if load is None else load + counts
-    return () if load is None else tuple(load.tolist())
+            routings = view(model, data.batch(index, device)[0]).routings
+            loads += [load_of(routings)] if routings else []
+    return _total(loads)
+
+
+def _total(loads: list[Tensor]) -> tuple[int, ...]:
+    return tuple(torch.stack(loads).sum(0).tolist()) if loads else ()

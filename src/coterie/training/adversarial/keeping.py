@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from coterie.errors import OptionError, TrainingError
+from coterie.models.vision.saving import not_finite
 from coterie.training.adversarial.judge import Judged
 from coterie.training.adversarial.options import RobustOptions, differing
 from coterie.training.trainer import COMPLETE, LOG, last_checkpoint
@@ -163,6 +164,6 @@ def _save_weights(model: nn.Module, place: Path, step: int) -> None:
     from safetensors.torch import save_file
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if broken := [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]:
+    if broken := not_finite(state.items()):
         raise TrainingError(f"After step {step} {broken[0]} holds numbers that are not finite.")
     save_file(state, place / WEIGHTS)

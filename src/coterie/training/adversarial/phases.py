@@ -28,7 +28,7 @@ from coterie.training.adversarial.losses import (
     route_z,
 )
 from coterie.training.adversarial.options import RobustOptions
-from coterie.training.adversarial.view import View, held_still, route_of, view, view_routers
+from coterie.training.adversarial.view import View, held_still, load_of, route_of, view, view_routers
 
 Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] in [0, 1], labels [B]
 
@@ -204,7 +204,7 @@ def _told(loss: Tensor, parts: Mapping[str, Tensor], clean: View | None, seen: V
     first = (clean or seen).routings
     if not first:
         return Told(loss, parts)
-    load = torch.stack([torch.bincount(route_of(each), minlength=each.num_routes) for each in first]).sum(0)
+    load = load_of(first)
     if clean is None:
         return Told(loss, parts, load)
     moved = [route_of(one) != route_of(other) for one, other in zip(first, seen.routings, strict=True)]

@@ -19,9 +19,9 @@ from coterie.ops.draw import fold
 from coterie.routers import fixed_plan
 from coterie.routing import RouteContext
 from coterie.training.adversarial.aims import wrong_by
-from coterie.training.adversarial.attacks import Attack, check_images
+from coterie.training.adversarial.attacks import Attack, check_images, worse_of
 from coterie.training.adversarial.losses import logits_of
-from coterie.training.adversarial.starts import image_keys, started
+from coterie.training.adversarial.starts import ball, image_keys, started
 from coterie.training.adversarial.view import check_routed, held_still, route_of, view, view_routers
 
 __all__ = ["reroute"]
@@ -78,14 +78,12 @@ class _Ascent:
     def climb(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """(points [B, C, H, W], rank [B]): the smaller of lead and margin, best on the way."""
         epsilon, images = self.attack.epsilon, self.images
-        low, high = (images - epsilon).clamp_(0, 1), (images + epsilon).clamp_(0, 1)
+        low, high = ball(images, epsilon)
         point = started(images, "uniform", epsilon, keys)
         best, rank = point, images.new_full((len(images),), -torch.inf)
         for _ in range(self.attack.steps + 1):
             direction, reached = self._look(point)
-            better = reached > rank
-            best = torch.where(better[:, None, None, None], point, best)
-            rank = torch.maximum(rank, reached)
+            best, rank = worse_of(best, rank, point, reached)
             point = torch.clamp(point + self.attack.step_size * direction.sign(), low, high)
         return best, rank
 

@@ -16,7 +16,7 @@ from coterie.ops.draw import fold, uniform
 from coterie.routing import RouteContext
 from coterie.training.adversarial.aims import wrong_by
 from coterie.training.adversarial.attacks import check_epsilon, check_images
-from coterie.training.adversarial.starts import image_keys
+from coterie.training.adversarial.starts import ball, image_keys
 from coterie.training.adversarial.view import following, held_still, view
 
 _SHRINK = (0.01, 0.05, 0.2, 0.5, 1.0)  # shares of the queries after which the area halves
@@ -60,7 +60,7 @@ def search(
     """
     check_images(images, labels)
     keys = image_keys("search", seed, images, index)
-    low, high = (images - attack.epsilon).clamp_(0, 1), (images + attack.epsilon).clamp_(0, 1)
+    low, high = ball(images, attack.epsilon)
     with held_still(model):
         found = torch.where(_stripes(images, keys) > 0, high, low)
         rank = _margin(model, found, labels, ctx)

@@ -1,4 +1,4 @@
-"""Where an ascent begins: a point near each image, drawn of the image's number, so that its batch does not matter."""
+"""Where an attack begins and how far it may go: a point near each image, drawn of the image's number alone."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def image_keys(purpose: str, seed: int, images: Tensor, index: Tensor | None) ->
     """[B] int64: of what the draws of each image are made; ``index [B]`` are their numbers, default the places."""
     index = torch.arange(len(images)) if index is None else index
     return fold(fold(seed, word_of(purpose)), index.to(images.device, torch.int64))  # type: ignore[return-value]
+
+
+def ball(images: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """(low, high) [B, C, H, W]: what each value may become, within ``epsilon`` and [0, 1]."""
+    return (images - epsilon).clamp_(0, 1), (images + epsilon).clamp_(0, 1)
 
 
 def started(images: Tensor, start: Start, epsilon: float, keys: Tensor, restart: int = 0) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,6 +96,11 @@ def check_routed(routings: tuple[Routing, ...]) -> tuple[Routing, ...]:
 def route_of(routing: Routing) -> Tensor:
     """[B] int64: the route of each image, e(x)."""
     return routing.expert if routing.chosen is None else routing.chosen[:, 0]
+
+
+def load_of(routings: Sequence[Routing]) -> Tensor:
+    """[R] int64: images on each route, the sum over routers; there is one at least."""
+    return torch.stack([torch.bincount(route_of(each), minlength=each.num_routes) for each in routings]).sum(0)
 
 
 @contextmanager
