@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ INTEGERS: Mapping[str, torch.dtype] = {
 _SMALL: Mapping[str, torch.dtype] = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
-_READABLE: Mapping[str, torch.dtype] = {**FLOATS, **INTEGERS, **_SMALL}
+READABLE: Mapping[str, torch.dtype] = {**FLOATS, **INTEGERS, **_SMALL}
 
 
 def dtype_of(part: TensorRange) -> torch.dtype:
     """torch's name of a type."""
-    return _READABLE[part.dtype]
+    return READABLE[part.dtype]
 
 
 def read_tensor(part: TensorRange, *, keep: bool = False) -> Tensor:
@@ -57,19 +58,41 @@ def read_into(target: Tensor, part: TensorRange, *, keep: bool = False) -> None:
     """
     assert target.nbytes == part.nbytes, (target.shape, target.dtype, part)
     flat: Any = target.reshape(-1).view(torch.uint8).numpy()
-    buffer = memoryview(flat)
-    done = 0
+    with readable(part.path), part.path.open("rb", buffering=0) as file:
+        file.seek(part.start)
+        fill(memoryview(flat), file, part.path)
+        if not keep:
+            _drop(file.fileno(), part.start, part.nbytes)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What the system says about reading ``path``, as a sentence.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
-        with part.path.open("rb", buffering=0) as file:
-            file.seek(part.start)
-            while done < part.nbytes and (count := file.readinto(buffer[done:])):
-                done += count
-            if not keep:
-                _drop(file.fileno(), part.start, part.nbytes)
+        yield
     except OSError as error:
-        raise CheckpointError(f"{part.path} cannot be read: {error}. Copy or download it again.") from error
-    if done < part.nbytes:
-        raise CheckpointError(f"{part.path} is truncated: it ends {part.nbytes - done} bytes early. Copy it again.")
+        raise CheckpointError(f"{path} cannot be read: {error}. Copy or download it again.") from error
+
+
+def fill(buffer: memoryview, file: Any, path: Path, then: int = 0) -> None:
+    """Read from an unbuffered ``file`` on until ``buffer`` is full. Blocks.
+
+    Args:
+        path: of the file, for the error.
+        then: bytes that are to be read after these, for the error.
+
+    Raises:
+        CheckpointError: the file ends before.
+    """
+    done = 0
+    while done < len(buffer) and (count := file.readinto(buffer[done:])):
+        done += count
+    if (missing := len(buffer) - done) > 0:
+        raise CheckpointError(f"{path} is truncated: it ends {missing + then} bytes early. Copy it again.")
 
 
 def drop_cache(paths: Iterable[Path]) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor
 from coterie.errors import CheckpointError, OptionError
 from coterie.models.checkpoint import Checkpoint
 from coterie.models.shards import read_config_json
-from coterie.models.stored import write_stored
-from coterie.models.tensors import FLOATS
+from coterie.models.tensors import FLOATS, fill, readable
 from coterie.ranges import TensorRange
 from coterie.surgery.alike import check_alike
 from coterie.surgery.card import write_card
@@ -167,17 +166,10 @@ class _Files:
         dtype = FLOATS[part.dtype]
         piece = self.buffer("piece", dtype)[:size]
         flat: Any = piece.view(torch.uint8).numpy()
-        view, done = memoryview(flat), 0
-        start = part.start + at * dtype.itemsize
-        try:
+        with readable(part.path):
             file = self._file(part.path)
-            file.seek(start)
-            while done < len(view) and (count := file.readinto(view[done:])):
-                done += count
-        except OSError as error:
-            raise CheckpointError(f"{part.path} cannot be read: {error}. Copy or download it again.") from error
-        if done < len(view):
-            raise CheckpointError(f"{part.path} is truncated: it ends {len(view) - done} bytes early. Copy it again.")
+            file.seek(part.start + at * dtype.itemsize)
+            fill(memoryview(flat), file, part.path)
         return piece
 
     def buffer(self, use: str, dtype: torch.dtype) -> Tensor:
@@ -193,9 +185,8 @@ class _Files:
 
 
 def _beside(base: Checkpoint, part: Path, about: Method) -> None:
-    copy_beside(base.path, part)
-    if base.stored is not None:
-        write_stored(part, replace(base.stored, method=about.as_record()))
+    stored = None if base.stored is None else replace(base.stored, method=about.as_record())
+    copy_beside(base.path, part, stored)
 
 
 def _container(base: Checkpoint) -> str:

@@ -103,16 +103,16 @@ def finish(
         old = checkpoint.stored or Stored(None)
         stored = replace(old, experts=layers, method=about.as_record())
 
-    def files(part: Path) -> None:
-        copy_beside(checkpoint.path, part)
-        if stored is not None:
-            write_stored(part, stored)
-
-    writer.complete(config, files)
+    writer.complete(config, lambda part: copy_beside(checkpoint.path, part, stored))
 
 
-def copy_beside(source: Path, target: Path) -> None:
-    """Tokenizer, templates, defaults of generation: whatever lies beside the weights and is no weight itself."""
+def copy_beside(source: Path, target: Path, stored: Stored | None = None) -> None:
+    """Tokenizer, templates, defaults of generation: whatever lies beside the weights and is no weight itself.
+
+    With ``stored`` a coterie.json that says it.
+    """
+    if stored is not None:
+        write_stored(target, stored)
     for file in sorted(source.iterdir()):
         hidden = file.name.startswith(".")
         if file.is_file() and not hidden and not file.name.endswith(_NOT_COPIED) and file.name not in _OURS:

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from coterie.errors import CheckpointError, OptionError
+from coterie.models.tensors import FLOATS, fill, readable
 from coterie.ranges import TensorRange
 from coterie.surgery.finite import has_nan
 from coterie.units import format_bytes
 
 __all__ = ["DiskFullError", "flush_names", "part_of", "pieces", "refuse_existing", "sound_pieces", "told"]
 
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PIECE = 8 << 20
 
 
@@ -71,20 +71,13 @@ def pieces(part: TensorRange) -> Iterator[memoryview]:
     """
     flat: Any = torch.empty(min(part.nbytes, _PIECE), dtype=torch.uint8).numpy()
     buffer, left = memoryview(flat), part.nbytes
-    try:
-        with part.path.open("rb", buffering=0) as file:
-            file.seek(part.start)
-            while left:
-                # whole numbers, so that a piece can be looked at as such
-                count = _filled(file, buffer[: min(left, len(buffer))])
-                if count < min(left, len(buffer)):
-                    raise CheckpointError(
-                        f"{part.path} is truncated: it ends {left - count} bytes early. Copy it again."
-                    )
-                left -= count
-                yield buffer[:count]
-    except OSError as error:
-        raise CheckpointError(f"{part.path} cannot be read: {error}. Copy or download it again.") from error
+    with readable(part.path), part.path.open("rb", buffering=0) as file:
+        file.seek(part.start)
+        while left:
+            piece = buffer[: min(left, len(buffer))]
+            left -= len(piece)
+            fill(piece, file, part.path, then=left)
+            yield piece
 
 
 def sound_pieces(name: str, part: TensorRange) -> Iterator[memoryview]:
@@ -93,20 +86,13 @@ def sound_pieces(name: str, part: TensorRange) -> Iterator[memoryview]:
     Raises:
         CheckpointError: the tensor ``name`` holds NaN.
     """
-    floats = _FLOATS.get(part.dtype)
+    floats = FLOATS.get(part.dtype)
     for piece in pieces(part):
         if floats is not None and has_nan(torch.frombuffer(piece, dtype=floats)):
             raise CheckpointError(
                 f"{part.path}: {name!r} holds NaN. Nothing can be made of it: copy or download it again."
             )
         yield piece
-
-
-def _filled(file: Any, buffer: memoryview) -> int:
-    done = 0
-    while done < len(buffer) and (count := file.readinto(buffer[done:])):
-        done += count
-    return done
 
 
 def flush_names(directory: Path) -> None:

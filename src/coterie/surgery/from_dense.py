@@ -15,7 +15,6 @@ from coterie.errors import OptionError
 from coterie.models.checkpoint import open_checkpoint
 from coterie.models.compat import class_without, load_dense, skeleton
 from coterie.models.dense_mixture import take_place
-from coterie.models.stored import Stored, write_stored
 from coterie.surgery.card import write_card
 from coterie.surgery.dense import DenseCheckpoint, DenseLayer, read_ffn
 from coterie.surgery.forward import by_channels
@@ -87,7 +86,7 @@ def from_dense(
             expected = logits_of(mixture_host(dense, layers.make, top_k), probe_ids(dense)) if check else None
             layers.make_rest()
         copied = write_rest(dense, writer)
-        writer.complete(config, lambda part: _beside(dense, stored, part))
+        writer.complete(config, lambda part: copy_beside(dense.path, part, stored))
         written = open_checkpoint(writer.part)
         difference = None
         if expected is not None:
@@ -156,12 +155,6 @@ class _NewMixtures:
                 self.about[ffn.layer] = kept
             else:
                 self.make(read_ffn(self.dense, ffn))
-
-
-def _beside(dense: DenseCheckpoint, stored: Stored | None, part: Path) -> None:
-    copy_beside(dense.path, part)
-    if stored is not None:
-        write_stored(part, stored)
 
 
 def write_rest(dense: DenseCheckpoint, writer: CheckpointWriter) -> list[str]:

@@ -88,13 +88,9 @@ class NewLayers:
         self._ahead = None
         layer = ahead.result() if ahead is not None and name == site.name else read_layer(self.checkpoint, site)
         order = [each.name for each in self.checkpoint.sites]
-        following = self.checkpoint.sites[order.index(site.name) + 1 :][:1]
-        for each in following:
+        for each in self.checkpoint.sites[order.index(site.name) + 1 :][:1]:
             self._ahead = each.name, self._reader.submit(read_layer, self.checkpoint, each)
         return layer
-
-    def _mark(self, site: ExpertSite, new: NewLayer) -> None:
-        self.marks[site.name] = marks_of(new.weights, site.dtype) if new.kind is None else marks_of_parts(new.parts)
 
     def make_rest(self) -> None:
         """Those that were not asked for, but for what an earlier writer finished."""

@@ -16,8 +16,6 @@ __all__ = ["empty", "forget", "stacked"]
 
 _LARGE = 4 << 20  # bytes below which torch's own memory is as good
 _CAN = hasattr(mmap, "MADV_HUGEPAGE") and hasattr(mmap, "MAP_ANONYMOUS")
-
-
 _MOST = 512 << 20  # bytes that are kept for the next tensor of their size
 _SPARE: defaultdict[int, list[mmap.mmap]] = defaultdict(list)
 

@@ -11,15 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coterie.models.tensors import READABLE
 from coterie.ranges import TensorRange, read_header
 
 __all__ = ["DTYPE_NAMES", "OpenShard", "bytes_of", "room_for"]
 
-DTYPE_NAMES: Mapping[torch.dtype, str] = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL",
-    torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0",
-}  # fmt: skip
+DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in READABLE.items()}
 """What safetensors calls a type."""
 _HEADER = 1 << 20  # most bytes kept for a shard's header; one that is full begins another shard
 _ENTRY = 160  # bytes of a header per tensor, beside its name

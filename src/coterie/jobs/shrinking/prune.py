@@ -81,15 +81,12 @@ def prune(
 
 def _edit(found: Calibrated, plans: Sequence[tuple[int, ...]]) -> Callable[[LayerExperts], NewLayer]:
     kept = {site.name: keep for site, keep in zip(found.chosen, plans, strict=True)}
-    measured: set[str] = set()
 
     def edit(layer: LayerExperts) -> NewLayer:
         name = layer.site.name
         if name not in kept:
             return layer.unchanged()
-        decide = None if name in measured else found.knowledge[name].decide
-        measured.add(name)
-        return prune_layer(layer, kept[name], found.statistics[name], decide)
+        return prune_layer(layer, kept[name], found.statistics[name], found.knowledge[name].decide)
 
     return edit
 
