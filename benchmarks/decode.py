@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from decoding.report import render
 from decoding.rounds import compare, timed
 from layers.limits import measure as measure_limits
 from offloading.checkpoint import make_checkpoint
-from offloading.facts import all_facts, hardware_name
 from offloading.scales import SCALES, Scale
 
 from coterie.experts import kernel_problem
@@ -40,8 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         raw = run(options)
     except (RuntimeError, OSError) as error:
         sys.exit(str(error))
-    print(raw.with_suffix(".md").read_text())
-    rawfile.say(f"Written: {raw.with_suffix('.md')} and {raw.name}")
+    rawfile.show(raw)
 
 
 def run(options: argparse.Namespace) -> Path:
@@ -76,16 +73,13 @@ def bytes_per_token(scale: Scale) -> int:
 
 
 def _write(options: argparse.Namespace, scale: Scale, records: list[Any]) -> Path:
-    options.results.mkdir(parents=True, exist_ok=True)
-    facts = all_facts(options.work)
     theme = "decode" if scale.name == "full" else f"decode-{scale.name}"
-    raw = rawfile.fresh(options.results, f"{theme}_{hardware_name(facts['hardware'])}_{date.today().isoformat()}")
     config = {
-        "facts": facts, "scale": scale.name, "threads": torch.get_num_threads(), "kernel": kernel_problem(),
-        "prompt": options.prompt, "decode": options.decode, "rounds": options.rounds, "raw": raw.name,
-        "bytes_per_token": bytes_per_token(scale), "bandwidth": measure_limits(torch.bfloat16).bandwidth,
+        "scale": scale.name, "kernel": kernel_problem(), "prompt": options.prompt, "decode": options.decode,
+        "rounds": options.rounds, "bytes_per_token": bytes_per_token(scale),
+        "bandwidth": measure_limits(torch.bfloat16).bandwidth,
     }  # fmt: skip
-    return rawfile.write(raw, config, records, render)
+    return rawfile.measured(theme, config, records, render, options.results, options.work)
 
 
 def render_file(raw: Path) -> str:

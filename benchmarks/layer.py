@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import date
 from pathlib import Path
 
 import rawfile
@@ -20,7 +19,6 @@ import torch
 from layers.benchmark import Choice, run
 from layers.report import render
 from layers.shapes import SHAPES
-from offloading.facts import all_facts, hardware_name
 
 from coterie.experts import kernel_problem
 
@@ -32,25 +30,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse, run, report."""
     options = _parser().parse_args(arguments)
     if options.render:
-        print(render_file(options.render))
+        print(render(*rawfile.read(options.render)))
         return
-    raw = measure(_choice(options), options.results)
-    print(raw.with_suffix(".md").read_text())
-    rawfile.say(f"Written: {raw.with_suffix('.md')} and {raw.name}")
+    rawfile.show(measure(_choice(options), options.results))
 
 
 def measure(choice: Choice, results: Path) -> Path:
     """Run everything; returns the file of raw numbers, with the report beside it as ``.md``."""
-    results.mkdir(parents=True, exist_ok=True)
-    facts = all_facts(results)
-    raw = rawfile.fresh(results, f"layer_{hardware_name(facts['hardware'])}_{date.today().isoformat()}")
-    config = {"facts": facts, "threads": torch.get_num_threads(), "kernel": kernel_problem(), "raw": raw.name}
-    return rawfile.write(raw, config, run(choice, rawfile.say), render)
-
-
-def render_file(raw: Path) -> str:
-    """The report of a file of raw numbers, complete or not."""
-    return render(*rawfile.read(raw))
+    return rawfile.measured("layer", {"kernel": kernel_problem()}, run(choice, rawfile.say), render, results)
 
 
 def _parser() -> argparse.ArgumentParser:

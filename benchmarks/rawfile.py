@@ -5,8 +5,32 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable
+from datetime import date
 from pathlib import Path
 from typing import Any
+
+import torch
+from offloading.facts import all_facts, hardware_name
+
+
+def measured(
+    theme: str, config: dict[str, Any], records: Iterable[dict[str, Any]], render: Callable[..., str], results: Path,
+    folder: Path | None = None,
+) -> Path:  # fmt: skip
+    """Run ``records``, each written as it comes; the file of raw numbers, with the report beside it as ``.md``.
+
+    ``folder`` is where the work is done, for the facts of its disk; None: it is ``results``.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    facts = all_facts(folder or results)
+    raw = fresh(results, f"{theme}_{hardware_name(facts['hardware'])}_{date.today().isoformat()}")
+    return write(raw, {"facts": facts, "threads": torch.get_num_threads(), **config, "raw": raw.name}, records, render)
+
+
+def show(raw: Path) -> None:
+    """Print the report, and where it is."""
+    print(raw.with_suffix(".md").read_text())
+    say(f"Written: {raw.with_suffix('.md')} and {raw.name}")
 
 
 def fresh(results: Path, stem: str) -> Path:

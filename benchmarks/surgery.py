@@ -19,13 +19,10 @@ import sys
 import venv
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import rawfile
-import torch
-from offloading.facts import all_facts, hardware_name
 from surgeries import factors
 from surgeries.answers import differences
 from surgeries.child import OURS, PLAIN, TASKS, linear_plan, upcycle_plan
@@ -51,9 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
     mergekit = make_mergekit(options.folder) if options.make_mergekit else options.mergekit
     if mergekit is not None and not mergekit_moe(mergekit).is_file():
         sys.exit(f"There is no mergekit-moe beside {mergekit}. Install mergekit there, or type --make-mergekit.")
-    raw = measure(SCALES[options.scale], options.folder, options.results, mergekit, options.repeats, options.tasks)
-    print(raw.with_suffix(".md").read_text())
-    rawfile.say(f"Written: {raw.with_suffix('.md')} and {raw.name}")
+    rawfile.show(
+        measure(SCALES[options.scale], options.folder, options.results, mergekit, options.repeats, options.tasks)
+    )
 
 
 def measure(
@@ -61,14 +58,11 @@ def measure(
 ) -> Path:
     """Run everything; returns the file of raw numbers, with the report beside it as ``.md``."""
     folder.mkdir(parents=True, exist_ok=True)
-    results.mkdir(parents=True, exist_ok=True)
-    facts = all_facts(folder)
-    raw = rawfile.fresh(results, f"surgery_{hardware_name(facts['hardware'])}_{date.today().isoformat()}")
     config = {
-        "facts": facts, "scale": scale.name, "threads": torch.get_num_threads(), "raw": raw.name,
-        "mergekit": None if mergekit is None else _version(mergekit), "factors": _FACTORS[scale.name][:2],
+        "scale": scale.name, "mergekit": None if mergekit is None else _version(mergekit),
+        "factors": _FACTORS[scale.name][:2],
     }  # fmt: skip
-    return rawfile.write(raw, config, run(scale, folder, mergekit, repeats, tasks), render)
+    return rawfile.measured("surgery", config, run(scale, folder, mergekit, repeats, tasks), render, results, folder)
 
 
 def run(

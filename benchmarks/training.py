@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import date
 from pathlib import Path
 
 import rawfile
 import torch
 from layers.shapes import SHAPES
-from offloading.facts import all_facts, hardware_name
 from trainings.benchmark import Choice, run
 from trainings.report import render
 
@@ -36,18 +34,12 @@ def main(arguments: list[str] | None = None) -> None:
     if options.render:
         print(render(*rawfile.read(options.render)))
         return
-    raw = measure(_choice(options), options.results)
-    print(raw.with_suffix(".md").read_text())
-    rawfile.say(f"Written: {raw.with_suffix('.md')} and {raw.name}")
+    rawfile.show(measure(_choice(options), options.results))
 
 
 def measure(choice: Choice, results: Path) -> Path:
     """Run everything; returns the file of raw numbers, with the report beside it as ``.md``."""
-    results.mkdir(parents=True, exist_ok=True)
-    facts = all_facts(results)
-    raw = rawfile.fresh(results, f"training_{hardware_name(facts['hardware'])}_{date.today().isoformat()}")
-    config = {"facts": facts, "threads": torch.get_num_threads(), "kernel": kernel_problem(), "raw": raw.name}
-    return rawfile.write(raw, config, run(choice, rawfile.say), render)
+    return rawfile.measured("training", {"kernel": kernel_problem()}, run(choice, rawfile.say), render, results)
 
 
 def _parser() -> argparse.ArgumentParser:

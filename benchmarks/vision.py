@@ -1,7 +1,7 @@
 """What does a convolutional network of experts save, in inference and training, beside the dense network?
 
-    python benchmarks/vision.py                             ResNet-18 and VGG-16, batches 1, 32, 128: 10 minutes
-    python benchmarks/vision.py --quick                     ResNet-18, inference of 32 images: a minute
+    python benchmarks/vision.py                             ResNet-18 and VGG-16, batches 1, 32, 128: two minutes
+    python benchmarks/vision.py --quick                     ResNet-18, inference of 32 images: seconds
     python benchmarks/vision.py --architectures wrn28_10    only this one
     python benchmarks/vision.py --render FILE.jsonl         the report again, from the raw numbers of a run
 
@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import date
 from pathlib import Path
 from typing import get_args
 
 import rawfile
-import torch
-from offloading.facts import all_facts, hardware_name
 from visions.arms import ARCHITECTURES, MODES
 from visions.benchmark import Choice, run
 from visions.report import render
@@ -36,18 +33,12 @@ def main(arguments: list[str] | None = None) -> None:
     if options.render:
         print(render(*rawfile.read(options.render)))
         return
-    raw = measure(_choice(options), options.results)
-    print(raw.with_suffix(".md").read_text())
-    rawfile.say(f"Written: {raw.with_suffix('.md')} and {raw.name}")
+    rawfile.show(measure(_choice(options), options.results))
 
 
 def measure(choice: Choice, results: Path) -> Path:
     """Run everything; returns the file of raw numbers, with the report beside it as ``.md``."""
-    results.mkdir(parents=True, exist_ok=True)
-    facts = all_facts(results)
-    raw = rawfile.fresh(results, f"vision_{hardware_name(facts['hardware'])}_{date.today().isoformat()}")
-    config = {"facts": facts, "threads": torch.get_num_threads(), "seed": choice.seed, "raw": raw.name}
-    return rawfile.write(raw, config, run(choice, rawfile.say), render)
+    return rawfile.measured("vision", {"seed": choice.seed}, run(choice, rawfile.say), render, results)
 
 
 def _parser() -> argparse.ArgumentParser:
